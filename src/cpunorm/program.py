@@ -1,0 +1,84 @@
+"""Programs: what a plan hands to a backend. Two C structs (csrc/program.h has the same), read by the kernels of every compiled backend.
+
+A **step** is a kernel and the small view of the data that it works on; every number in it is fixed by shapes, strides and options, so it
+is made once and called often. A **phase** is a few steps run over blocks of the same items, all steps over one block before the next:
+
+* one step a phase, several phases: *breadth first*, each step over everything (a trip to memory a step);
+* several steps in one phase: *depth first*, all steps over a block of units while it is in cache (one trip).
+
+A kernel is ``void kernel(const step *, void *const *buffers, int64 lo, int64 hi)``. Addresses of a call are in ``buffers``, in the order
+of `SLOTS`. All tables of intermediate results live in one float64 scratch array, at offsets that the step names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+SLOTS = ("x", "y", "weight", "bias", "running_mean", "running_var", "mean", "rstd", "scratch")
+
+STEP_INTEGERS = (
+    "kernel",  # address
+    "items",  # how many items the kernel has in all
+    "scale",  # items of the kernel in one item of the phase
+    # view: [repeat, outer, middle, last], strides in elements
+    "repeat",
+    "outer",
+    "middle",
+    "last",
+    "x_repeat",
+    "x_outer",
+    "x_middle",
+    "y_repeat",
+    "y_outer",
+    "y_middle",
+    "total",  # elements: moments, of a unit (runs) or of an outer index (columns); affine, of a repeat
+    # moments
+    "pieces",  # the total is cut into so many items
+    "length",  # of so many elements each, the last one shorter
+    # affine
+    "grain",  # elements of an item
+    "packed",  # y has no gaps: a tile may cross runs
+    "store",  # address of the stage that writes a tile; 0 where the result is written where it belongs at once
+    # tables in scratch: [outer, entry, channel]
+    "channels",
+    "moments",  # offset of (count, mean, M2), `entries` float64 each
+    "entries",
+    "unit_entries",  # entries that one unit merges
+    "statistics",  # offset of (count, mean, M2), `units` float64 each
+    "units",
+    "coefficients",  # offset of (center, scale, shift), `coefficient_count` values of the computing dtype each
+    "coefficient_count",
+    "coefficient_outer",  # from one outer index to the next; 0 where all share one row
+    "period",  # columns: the row of coefficients repeats after so many values, a multiple of `channels`
+)
+STEP_FLOATS = ("eps", "momentum")
+PHASE_INTEGERS = ("items", "block", "first", "count")  # `count` steps from `first` on, in blocks of `block` of the `items`
+PROGRAM_INTEGERS = ("phases", "phase_count", "steps")  # addresses and a length
+
+STEP = np.dtype([(n, np.int64) for n in STEP_INTEGERS] + [(n, np.float64) for n in STEP_FLOATS])
+PHASE = np.dtype([(n, np.int64) for n in PHASE_INTEGERS])
+PROGRAM = np.dtype([(n, np.int64) for n in PROGRAM_INTEGERS])
+
+
+class Program:
+    """Phases and steps in memory that stays where it is: `address` is what a backend's driver takes."""
+
+    __slots__ = ("address", "head", "kernels", "phases", "scratch", "steps")
+
+    def __init__(self, phases: list[tuple[dict[str, int], list[dict[str, Any]]]], scratch: int) -> None:
+        """`phases`: (items and block, its steps); a step names its fields, and ``kernel`` and ``store`` are addresses."""
+        steps = [step for _, block in phases for step in block]
+        self.steps = np.zeros(len(steps), STEP)
+        for row, step in enumerate(steps):
+            for name, value in step.items():
+                self.steps[name][row] = value
+        self.phases = np.zeros(len(phases), PHASE)
+        first = 0
+        for row, (sizes, block) in enumerate(phases):
+            self.phases[row] = (sizes["items"], sizes["block"], first, len(block))
+            first += len(block)
+        self.head = np.array([(self.phases.ctypes.data, len(phases), self.steps.ctypes.data)], PROGRAM)
+        self.address = int(self.head.ctypes.data)
+        self.scratch = scratch  # float64 values
