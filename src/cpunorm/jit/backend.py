@@ -1,0 +1,78 @@
+"""The Numba backend: compiles a kernel when a program first asks for it, and runs programs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+from numba import njit, types
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
+
+from cpunorm.jit import drivers, kernels, threads
+from cpunorm.jit.cache import kernel_cache
+from cpunorm.jit.lowlevel import FASTMATH, STEP_RECORD
+
+name = "numba"
+_lock = threading.RLock()
+_VALUES = {"float32": types.float32, "float64": types.float64}
+_OPTIONS = {"error_model": "numpy", "fastmath": FASTMATH, "boundscheck": False}
+
+
+class _Kernel(CFunc):
+    """A C callback whose machine code is kept by our cache."""
+
+    def __init__(self, function: Callable[..., None], signature: Any) -> None:
+        super().__init__(function, normalize_signature(signature), locals={}, options=dict(_OPTIONS))
+        self._cache = kernel_cache(function.__name__)
+
+
+_compiled: dict[tuple[str, str], _Kernel] = {}
+
+
+def address(kernel: str, dtype: str) -> int:
+    """The address of a kernel or stage, compiled (or loaded from the cache) if need be."""
+    with _lock:
+        found = _compiled.get((kernel, dtype))
+        if found is None:
+            value = types.CPointer(_VALUES[dtype])
+            if kernel.startswith("store_"):
+                signature = types.void(value, value, types.intp)
+            else:
+                signature = types.void(types.CPointer(STEP_RECORD), types.CPointer(value), types.intp, types.intp)
+            found = _Kernel(getattr(kernels, kernel), signature)
+            found.compile()
+            _compiled[kernel, dtype] = found
+        return cast(int, found.address)
+
+
+def _driver(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
+    with _lock:
+        dispatcher: Any = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
+        dispatcher._cache = kernel_cache(function.__name__)
+        dispatcher.compile(types.void(*[types.intp] * 11))
+        dispatcher.disable_compile()
+        return cast(Callable[..., None], dispatcher)
+
+
+@cache
+def _serial() -> Callable[..., None]:
+    return _driver(drivers.run_serial, parallel=False)
+
+
+@cache
+def _parallel() -> Callable[..., None] | None:
+    return None if threads.choose() is None else _driver(drivers.run_parallel, parallel=True)
+
+
+def driver(count: int) -> tuple[Callable[..., None], int]:
+    """The function that runs a program on `count` threads, and the number of threads to pass to it."""
+    count = min(count, threads.pool_size())
+    if count > 1 and not threads.forked():
+        with _lock:
+            parallel = _parallel()
+        if parallel is not None:
+            return parallel, count
+    return _serial(), 1

@@ -1,0 +1,197 @@
+"""The few things Numba does not offer, as intrinsics: pointers, stack memory, calls through an address, streaming stores.
+
+The kernels read a *step* and find the addresses of a call in *buffers*, both C pointers:
+
+* ``step`` is ``CPointer(STEP)``, a record of integers (`cpunorm.program`);
+* ``buffers`` is ``CPointer(CPointer(T))``: its type carries T, the computing dtype, so that one Python function is the kernel of
+  float32 and of float64, by signature alone.
+
+`view` turns a pointer and an offset into a 1-D contiguous array. That is the shape of loop LLVM vectorizes: ``for q in range(v.size)``
+over such arrays; ``range(lo, hi)`` or ``x[base + q]`` with signed indices does not (8 times slower, `benchmarks/lowlevel.py`).
+
+A call through an address costs 2 ns and lets one driver run every kernel; a driver a kernel would cost 0.6 s of compilation each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import carray, from_dtype, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from cpunorm.program import PHASE as PHASE_DTYPE
+from cpunorm.program import PROGRAM, STEP
+
+STEP_RECORD = from_dtype(STEP)
+PHASE_RECORD = from_dtype(PHASE_DTYPE)
+PROGRAM_RECORD = from_dtype(PROGRAM)
+
+# contract: a*b+c in one rounding; reassoc: sums in vector lanes; nsz: no care for the sign of zero. NaN and infinity keep their meaning.
+FASTMATH = {"contract", "reassoc", "nsz"}
+inline = njit(fastmath=FASTMATH, error_model="numpy", nogil=True)
+
+# ndarray's first field after the object header is its data pointer; it is part of NumPy's ABI (PyArray_DATA reads it so).
+DATA_FIELD = object.__basicsize__
+VECTOR_BYTES = 32  # a streaming store: one AVX register, two SSE or NEON ones
+
+
+def _integer(bits: int = 64) -> Any:
+    return ir.IntType(bits)
+
+
+@intrinsic
+def offset(context: Any, pointer: Any, count: Any) -> Any:
+    """pointer + count"""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.intp), generate
+
+
+@intrinsic
+def as_float64(context: Any, pointer: Any) -> Any:
+    """The same address as a pointer to float64."""
+    target = types.CPointer(types.float64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(target))
+
+    return target(pointer), generate
+
+
+@intrinsic
+def as_type_of(context: Any, pointer: Any, like: Any) -> Any:
+    """The same address as a pointer of the type of `like`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(like))
+
+    return like(pointer, like), generate
+
+
+@intrinsic
+def address(context: Any, pointer: Any) -> Any:
+    """A pointer as an integer."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], _integer())
+
+    return types.intp(pointer), generate
+
+
+@intrinsic
+def size_of(context: Any, pointer: Any) -> Any:
+    """Bytes of what `pointer` points at."""
+    item = pointer.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(item)))
+
+    return types.intp(pointer), generate
+
+
+@intrinsic
+def to_pointer(context: Any, number: Any, kind: Any) -> Any:
+    """An integer as a pointer of the type `kind` (a literal type)."""
+    target = kind.instance_type
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(target))
+
+    return target(types.intp, kind), generate
+
+
+@intrinsic(prefer_literal=True)
+def stack(context: Any, count: Any, like: Any) -> Any:
+    """A pointer, of the type of `like`, to `count` (a literal) values on the stack, on a cache line."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        item = context.get_value_type(like.dtype)
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(item, count.literal_value))
+            memory.align = 64
+        return builder.bitcast(memory, context.get_value_type(like))
+
+    return like(count, like), generate
+
+
+@inline
+def view(pointer: Any, start: Any, count: Any) -> Any:
+    """pointer[start : start + count] as an array"""
+    return carray(offset(pointer, start), count)
+
+
+@inline
+def record(pointer: Any) -> Any:
+    """The record that a pointer points at, by reference"""
+    return carray(pointer, 1)[0]
+
+
+@intrinsic
+def data_of(context: Any, identity: Any) -> Any:
+    """The data address of the ndarray whose ``id`` is given; 0 for 0. (``.ctypes.data`` takes 1.3 us, this nothing.)"""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        result = cgutils.alloca_once_value(builder, args[0])
+        with builder.if_then(cgutils.is_not_null(builder, args[0])):
+            field = builder.add(args[0], ir.Constant(_integer(), DATA_FIELD))
+            builder.store(builder.load(builder.inttoptr(field, _integer().as_pointer())), result)
+        return builder.load(result)
+
+    return types.intp(types.intp), generate
+
+
+@intrinsic
+def call_kernel(context: Any, kernel: Any, step: Any, buffers: Any, lo: Any, hi: Any) -> Any:
+    """kernel(step, buffers, lo, hi), all five integers"""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = ir.FunctionType(ir.VoidType(), [_integer()] * 4)
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), generate
+
+
+@intrinsic
+def call_stage(context: Any, stage: Any, target: Any, source: Any, count: Any) -> Any:
+    """stage(target, source, count): a tile of `count` values from the pointer `source` to the pointer `target`"""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = ir.FunctionType(ir.VoidType(), [args[1].type, args[2].type, _integer()])
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, target, source, types.intp), generate
+
+
+@intrinsic
+def stream(context: Any, target: Any, source: Any, vectors: Any) -> Any:
+    """`vectors` times `VECTOR_BYTES` from `source` to `target`, past the caches. `target` must be aligned to them: else the CPU traps."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), VECTOR_BYTES // 4)
+        to, of = (builder.bitcast(pointer, vector.as_pointer()) for pointer in args[:2])
+        with cgutils.for_range(builder, args[2]) as loop:
+            value = builder.load(builder.gep(of, [loop.index]))
+            value.align = 4
+            store = builder.store(value, builder.gep(to, [loop.index]))
+            store.align = VECTOR_BYTES
+            store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_integer(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(target, source, types.intp), generate
+
+
+@intrinsic
+def fence(context: Any) -> Any:
+    """Streaming stores before this are seen by other threads before what comes after."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
