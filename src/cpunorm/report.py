@@ -1,0 +1,73 @@
+"""What runs here, and why: `show_config`, and the lines that ``cpunorm doctor`` prints."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+
+from cpunorm import backends, machine, settings
+
+
+def show_config() -> None:
+    """Print the backend, the number of threads, the instruction set, the threading layer and the cache folder, each with its reason."""
+    for name, value in facts():
+        print(f"{name:<16} {value}")
+
+
+def facts() -> list[tuple[str, str]]:
+    """(name, value) lines."""
+    caches = machine.caches()
+    return [
+        ("cpunorm", f"{metadata.version('cpunorm')}, Python {platform.python_version()}, {sys.platform} {platform.machine()}"),
+        ("cpu", f"{machine.cpu_name()}, L2 {caches.l2 >> 10} KB a core, L3 {caches.l3 >> 20} MB"),
+        ("backend", _backend()),
+        ("threads", _threads()),
+        ("numba", _numba()),
+        ("c", _c()),
+        ("kernel cache", str(machine.cache_folder() or "none: no folder is writable, kernels are compiled in each process")),
+        *((package, _version(package)) for package in ("numpy", "llvmlite", "tbb", "cffi")),
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _backend() -> str:
+    asked = settings.resolve_backend(None)
+    if asked is None:
+        return f"{backends.default()} (default)"
+    return f"{asked} ({'settings' if settings.current().backend else 'CPUNORM_BACKEND'})"
+
+
+def _threads() -> str:
+    asked = settings.current().threads
+    quota = machine.quota()
+    reasons = [f"{machine.affinity()} CPUs that this process may use"]
+    if quota is not None:
+        reasons.append(f"container quota {quota}")
+    reasons.extend(f"{variable}={number}" for variable, number in settings.environment_threads() if number is not None)
+    return f"{asked} (settings)" if asked else f"{settings.default_threads()} (least of: {', '.join(reasons)})"
+
+
+def _numba() -> str:
+    try:
+        import numba
+
+        from cpunorm.jit import threads
+    except ImportError as problem:
+        return f"not available: {problem}"
+    layer = threads.choose()
+    return f"{numba.__version__}, {layer or 'no safe'} threading layer, pool of {threads.pool_size()}"
+
+
+def _c() -> str:
+    try:
+        from cpunorm import native
+    except ImportError as problem:
+        return f"not available: {problem}"
+    return f"{native.instruction_set()} (this CPU runs {', '.join(native.instruction_sets())})"
