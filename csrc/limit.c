@@ -1,0 +1,41 @@
+/* The yardstick: what this machine's memory gives to a copy and to a read. Nothing that a kernel does can be faster.
+ *
+ * A stage (csrc/kernels.inc) does the work, so that it has the widest vectors of the chosen instruction set. Each thread has one
+ * contiguous share: there is nothing to balance. */
+
+#include "native.h"
+
+typedef void stage(float *to, const float *from, int64_t count);
+
+enum { GRAIN = 1024 }; /* floats: shares are whole pages */
+
+static int64_t bound(int64_t count, int threads, int i)
+{
+    return i == threads ? count : count / GRAIN * i / threads * GRAIN;
+}
+
+/* to[:] = from[:], by store_plain or store_stream */
+void cpunorm_copy(intptr_t stage_address, float *to, const float *from, int64_t count, int threads)
+{
+    stage *copy = (stage *)stage_address;
+    #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int i = 0; i < threads; i++) {
+        int64_t lo = bound(count, threads, i);
+        copy(to + lo, from + lo, bound(count, threads, i + 1) - lo);
+    }
+}
+
+/* The sum of from[:], by load_sum: a result, so that the reading cannot be left out. */
+float cpunorm_read(intptr_t stage_address, const float *from, int64_t count, int threads)
+{
+    stage *sum = (stage *)stage_address;
+    float total = 0;
+    #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(+ : total)
+    for (int i = 0; i < threads; i++) {
+        int64_t lo = bound(count, threads, i);
+        float part;
+        sum(&part, from + lo, bound(count, threads, i + 1) - lo);
+        total += part;
+    }
+    return total;
+}

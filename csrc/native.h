@@ -1,0 +1,24 @@
+/* What Python sees of the C side, as cpunorm._native.lib. csrc/build.py reads this file too: declarations only. */
+
+#ifndef CPUNORM_NATIVE_H
+#define CPUNORM_NATIVE_H
+
+#include <stdint.h>
+
+/* kernels.c: the instruction sets compiled in, the narrowest first; NULL past the last one. */
+const char *cpunorm_set_name(int set);
+int cpunorm_set_runs_here(int set);
+/* The address of a kernel or stage of an instruction set, for float (itemsize 4) or double (8); 0 if there is none of this name. */
+intptr_t cpunorm_kernel(int set, const char *name, int itemsize);
+
+/* driver.c */
+extern int cpunorm_data_field;
+extern const int cpunorm_has_openmp;
+void cpunorm_run(intptr_t program, int threads, intptr_t x, intptr_t y, intptr_t weight, intptr_t bias, intptr_t running_mean,
+                 intptr_t running_var, intptr_t mean, intptr_t rstd, intptr_t scratch);
+
+/* limit.c */
+void cpunorm_copy(intptr_t stage, float *to, const float *from, int64_t count, int threads);
+float cpunorm_read(intptr_t stage, const float *from, int64_t count, int threads);
+
+#endif

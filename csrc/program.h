@@ -1,0 +1,63 @@
+/* Programs: what a plan hands to a backend. src/cpunorm/program.py makes these structs and says what their fields are.
+ *
+ * csrc/build.py reads this file too, so that Python can compare the two: one field a line, no conditions. */
+
+#ifndef CPUNORM_PROGRAM_H
+#define CPUNORM_PROGRAM_H
+
+#include <stdint.h>
+
+enum slot { X, Y, WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, MEAN, RSTD, SCRATCH, SLOT_COUNT };
+
+typedef struct step {
+    int64_t kernel;
+    int64_t items;
+    int64_t scale;
+    /* view: [repeat, outer, middle, last], strides in elements */
+    int64_t repeat;
+    int64_t outer;
+    int64_t middle;
+    int64_t last;
+    int64_t x_repeat;
+    int64_t x_outer;
+    int64_t x_middle;
+    int64_t y_repeat;
+    int64_t y_outer;
+    int64_t y_middle;
+    int64_t total;
+    /* moments */
+    int64_t pieces;
+    int64_t length;
+    /* affine */
+    int64_t grain;
+    int64_t packed;
+    int64_t store;
+    /* tables in scratch: [outer, entry, channel] */
+    int64_t channels;
+    int64_t moments;
+    int64_t entries;
+    int64_t unit_entries;
+    int64_t statistics;
+    int64_t units;
+    int64_t coefficients;
+    int64_t coefficient_count;
+    int64_t coefficient_outer;
+    int64_t period;
+    double eps;
+    double momentum;
+} step;
+
+typedef struct phase {
+    int64_t items;
+    int64_t block;
+    int64_t first;
+    int64_t count;
+} phase;
+
+typedef struct program {
+    const phase *phases;
+    int64_t phase_count;
+    const step *steps;
+} program;
+
+#endif

@@ -1,0 +1,36 @@
+"""Adds the optional C extension to what pyproject.toml says."""
+
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+PROBLEM = """
+************************************************************************************************
+cpunorm is built WITHOUT its C kernels: {problem}
+It works with Numba's. For the C ones install a C compiler and Python's headers
+(e.g. apt-get install gcc python3-dev) and then cpunorm again.
+************************************************************************************************
+"""
+
+
+class BuildNative(build_ext):
+    """With OpenMP; where the compiler has none (Apple's clang), without; where there is no compiler, not at all."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Once as csrc/build.py describes it, and once more without OpenMP if that fails."""
+        try:
+            try:
+                super().build_extension(ext)
+            except (CompileError, LinkError):
+                ext.extra_compile_args.remove("-fopenmp")
+                ext.extra_link_args.remove("-fopenmp")
+                super().build_extension(ext)
+                print("cpunorm: the C compiler has no OpenMP; the C kernels run on one thread", file=sys.stderr)
+        except Exception as problem:
+            print(PROBLEM.format(problem=problem), file=sys.stderr)
+            raise  # setuptools passes over it: the extension is optional
+
+
+setup(cffi_modules=["csrc/build.py:ffi"], cmdclass={"build_ext": BuildNative})
