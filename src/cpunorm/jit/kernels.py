@@ -49,6 +49,12 @@ X, Y, WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, MEAN, RSTD, SCRATCH = range(9)  #
 
 
 @inline
+def finite(value):
+    """Neither NaN nor infinite. (np.isfinite is value - value == 0 in Numba, which `reassoc` may turn into true.)"""
+    return abs(value) < np.inf
+
+
+@inline
 def block_moments(v):
     """Mean and M2 of a block in L1: a shifted sum, then Chan's corrected two-pass sum of squares.
 
@@ -89,7 +95,7 @@ def wide_block_moments(v):
 def merged(mu, other, share):
     """Chan's mean: mu + (other - mu) * share, exact for equal means; an infinite one stays infinite instead of inf - inf."""
     d = other - mu
-    return mu + d * share if np.isfinite(d) else mu + other
+    return mu + d * share if finite(d) else mu + other
 
 
 def moments_runs(step, buffers, lo, hi):
@@ -135,7 +141,7 @@ def moments_runs(step, buffers, lo, hi):
                         j = 0
                         run += 1
             block_mean, block_m2 = block_moments(v)
-            if not np.isfinite(block_m2):
+            if not finite(block_m2):
                 block_mean, block_m2 = wide_block_moments(v)
             size = np.float64(k)
             both = count + size
@@ -201,13 +207,13 @@ def strip_moments(x, start, stride, rows, shift, sums, squares, count, mean, m2)
             mean[q] += np.float64(sums[q])
             m2[q] += np.float64(squares[q])
     size = np.float64(rows)
-    finite = 0.0
+    lost = 0.0
     for q in range(n):
         m2[q] -= mean[q] * mean[q] / size
         mean[q] = np.float64(shift[q]) + mean[q] / size
         count[q] = size
-        finite += m2[q] * 0.0
-    return finite == 0.0  # NaN where a sum left the range
+        lost += m2[q] * 0.0
+    return lost == 0.0  # NaN where a sum left the range
 
 
 @inline
@@ -305,7 +311,7 @@ def fold_moments(step, buffers, lo, hi):
         for q in range(w):
             mean[q] = origin[q] + mean[q] / total[q]
         for q in range(w):
-            if not np.isfinite(mean[q]):  # inf - inf: the plain sum keeps an infinity
+            if not finite(mean[q]):  # inf - inf: the plain sum keeps an infinity
                 mean[q] = 0.0
                 for e in range(s.unit_entries):
                     mean[q] += table[first + e * s.channels + s.entries + q]
@@ -370,7 +376,7 @@ def write_coefficients(s, buffers, coefficients, outer, c, mean, rstd):
     center = view(coefficients, at, 1)
     center[0] = mean
     lost = mean - np.float64(center[0])
-    if lost != 0.0 and np.isfinite(lost):
+    if lost != 0.0 and finite(lost):
         shift -= lost * scale
     for i in range(at, at + s.period - c, s.channels):
         coefficients[i] = center[0]
