@@ -1,0 +1,1 @@
+"""What ``cpunorm compare`` does: pictures, contestants, measuring, showing. Needs the `cli` extra."""

@@ -1,0 +1,48 @@
+"""Batches of real photographs: the user's, or the portrait of Grace Hopper that matplotlib brings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Array = np.ndarray[Any, Any]
+
+MOST = 64  # pictures read from a folder
+
+
+def load(folder: Path | None) -> list[Array]:
+    """The pictures of a folder, in the order of their names, or matplotlib's: uint8 of shape (height, width, 3)."""
+    if folder is None:
+        from matplotlib.cbook import get_sample_data
+
+        return [_decode(get_sample_data("grace_hopper.jpg", asfileobj=False))]
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of pictures")
+    suffixes = Image.registered_extensions()
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+    if not files:
+        raise ValueError(f"there is no picture in {folder}")
+    return [_decode(file) for file in files[:MOST]]
+
+
+def _decode(file: Any) -> Array:
+    with Image.open(file) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def batch(pictures: list[Array], shape: tuple[int, ...], dtype: str) -> Array:
+    """Channels first, values from 0 to 1. Pictures are cut or tiled to size, each one from another corner, so that no two are the same."""
+    count, _, height, width = shape
+    made = np.empty(shape, dtype)
+    for index in range(count):
+        picture = pictures[index % len(pictures)]
+        rows, columns = (
+            (np.arange(size) + index * step) % available
+            for size, step, available in ((height, 37, picture.shape[0]), (width, 53, picture.shape[1]))
+        )
+        made[index] = picture[np.ix_(rows, columns)].transpose(2, 0, 1)
+    made /= 255
+    return made
