@@ -1,0 +1,57 @@
+"""What all tests share: backends that may be missing, settings that are put back, Hypothesis profiles."""
+
+import os
+
+import pytest
+from helpers import BACKENDS, COMPILED
+from hypothesis import HealthCheck, settings
+
+from cpunorm import backends
+from cpunorm import settings as cpunorm_settings
+
+COMMON = {"deadline": None, "max_examples": 100, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("ci", derandomize=True, database=None, **COMMON)
+settings.register_profile("search", **{**COMMON, "max_examples": 3000})
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def loaded(name):
+    try:
+        backends.load(name)
+    except ImportError as problem:
+        pytest.skip(str(problem))
+    return name
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return loaded(request.param)
+
+
+@pytest.fixture(params=COMPILED)
+def compiled(request):
+    """A backend that has kernels and threads."""
+    return loaded(request.param)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["inference", "training"])
+def training(request):
+    return request.param
+
+
+@pytest.fixture
+def native():
+    """The C backend's module."""
+    return backends.load(loaded("c"))
+
+
+@pytest.fixture(autouse=True)
+def _settings_put_back():
+    before = cpunorm_settings._process
+    yield
+    cpunorm_settings._process = before
