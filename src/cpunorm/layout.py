@@ -97,6 +97,16 @@ def batch_norm_roles(axes: Axes) -> str:
     return "".join(CHANNEL if axis == axes.channel else REDUCED for axis in range(axes.rank))
 
 
+def group_norm_roles(axes: Axes) -> str:
+    """Group norm, instance norm and local response norm keep the samples apart, and the channels among them."""
+    return "".join(CHANNEL if a == axes.channel else KEPT if a == axes.batch else REDUCED for a in range(axes.rank))
+
+
+def row_roles(rank: int, leading: int) -> str:
+    """Layer and RMS norm reduce all axes from `leading` on."""
+    return KEPT * leading + REDUCED * (rank - leading)
+
+
 def memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
     """Axes longer than 1 by falling stride: the order in which one walks through memory. Ties keep the axes' own order."""
     return sorted((axis for axis, size in enumerate(shape) if size != 1), key=lambda axis: -abs(strides[axis]))
@@ -111,35 +121,43 @@ def find_view(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...], role
     unit = (1,) * len(strides)
     if groups and groups[-1][2] != unit:
         return None
-    kept = [role != REDUCED for role, _, _ in groups]
     sizes = [size for _, size, _ in groups]
     steps = [step for _, _, step in groups]
+    pattern = "".join(role for role, _, _ in groups)
+    place = _PLACES.get(pattern) or (None if CHANNEL in roles else _PLACES_WITHOUT_CHANNEL.get(pattern))
+    if place is None:
+        return None
+    form, outer, middle, last = place
+    o, m, n = (1 if axis is None else sizes[axis] for axis in (outer, middle, last))
     none = (0,) * len(strides)
+    outer_steps, middle_steps = (none if axis is None else steps[axis] for axis in (outer, middle))
+    return View(form, o, m, n, tuple(zip(outer_steps, middle_steps, strict=True)), outer is not None and pattern[outer] != REDUCED)
 
-    def view(form: str, outer: int | None, middle: int | None, last: int | None) -> View:
-        o, m, n = (1 if axis is None else sizes[axis] for axis in (outer, middle, last))
-        outer_steps, middle_steps = (none if axis is None else steps[axis] for axis in (outer, middle))
-        return View(form, o, m, n, tuple(zip(outer_steps, middle_steps, strict=True)), outer is not None and kept[outer])
 
-    match kept:
-        case [] | [False]:  # one channel, everything contiguous
-            return view("runs", None, None, len(groups) - 1 if groups else None)
-        case [False, False]:
-            return view("runs", 0, None, 1)
-        case [True]:
-            return view("columns", None, None, 0)
-        case [False, True]:
-            return view("columns", None, 0, 1)
-        case [True, True]:  # kept twice and nothing to reduce: a sample of single pixels
-            return view("columns", 0, None, 1)
-        case [_, False, True]:
-            return view("columns", 0, 1, 2)
-        case [True, False]:
-            return view("runs", None, 0, 1)
-        case [_, True, False]:
-            return view("runs", 0, 1, 2)
-        case _:
-            return None
+# Roles of the merged axes in memory order -> form, and which of them are outer, middle and last.
+_Place = tuple[str, int | None, int | None, int | None]
+_PLACES: dict[str, _Place] = {
+    "": ("runs", None, None, None),
+    "r": ("runs", None, None, 0),
+    "rr": ("runs", 0, None, 1),
+    "k": ("runs", 0, None, None),
+    "kr": ("runs", 0, None, 1),
+    "cr": ("runs", None, 0, 1),
+    "rcr": ("runs", 0, 1, 2),
+    "kcr": ("runs", 0, 1, 2),
+    "c": ("columns", None, None, 0),
+    "rc": ("columns", None, 0, 1),
+    "kc": ("columns", 0, None, 1),
+    "rrc": ("columns", 0, 1, 2),
+    "krc": ("columns", 0, 1, 2),
+}
+_PLACES_WITHOUT_CHANNEL: dict[str, _Place] = {
+    "rk": ("columns", None, 0, 1),
+    "rrk": ("columns", 0, 1, 2),
+    "krk": ("columns", 0, 1, 2),
+    "rkr": ("runs", 0, 1, 2),
+    "kkr": ("runs", 0, 1, 2),
+}
 
 
 def _coalesce(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...], roles: str) -> list[tuple[str, int, tuple[int, ...]]]:

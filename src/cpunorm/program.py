@@ -16,7 +16,21 @@ from typing import Any
 
 import numpy as np
 
-SLOTS = ("x", "y", "weight", "bias", "running_mean", "running_var", "mean", "rstd", "scratch")
+SLOTS = (
+    "x",  # what is normalized; in a gradient, the gradient of the result
+    "second",  # the residual; in a gradient, what was normalized
+    "y",
+    "sum",  # x + residual, where it is asked for
+    "weight",
+    "bias",
+    "running_mean",
+    "running_var",
+    "mean",
+    "rstd",
+    "grad_weight",
+    "grad_bias",
+    "scratch",
+)
 
 STEP_INTEGERS = (
     "kernel",  # address
@@ -30,30 +44,47 @@ STEP_INTEGERS = (
     "x_repeat",
     "x_outer",
     "x_middle",
+    "second_repeat",
+    "second_outer",
+    "second_middle",
     "y_repeat",
     "y_outer",
     "y_middle",
-    "total",  # elements: moments, of a unit (runs) or of an outer index (columns); affine, of a repeat
-    # moments
+    "total",  # elements: reductions, of a unit (runs, rows) or of an outer index (columns); affine, of a repeat
+    "item_size",  # bytes of an element of x, second, y and sum
+    "load",  # address of the stage that widens a tile of x or second; 0 where they are of the computing dtype
+    "has_second",
+    # reductions
+    "source",  # moments: the slot that is read, x or second
     "pieces",  # the total is cut into so many items
     "length",  # of so many elements each, the last one shorter
+    "centred",  # differences from the mean; else mean 0 (RMS)
     # affine
     "grain",  # elements of an item
     "packed",  # y has no gaps: a tile may cross runs
+    "activation",  # address of a stage; 0 for none
     "store",  # address of the stage that writes a tile; 0 where the result is written where it belongs at once
     # tables in scratch: [outer, entry, channel]
     "channels",
-    "moments",  # offset of (count, mean, M2), `entries` float64 each
+    "groups",  # units an outer index; each has channels / groups of the coefficients
+    "weighted",  # weight and bias go into the coefficients (else into the affine, an element at a time)
+    "training",  # gradient: the statistics depend on x
+    "moments",  # offset of (count, mean, M2) or of (sum g, sum g (x - mean)), `entries` float64 each
     "entries",
     "unit_entries",  # entries that one unit merges
-    "statistics",  # offset of (count, mean, M2), `units` float64 each
+    "statistics",  # offset of the same of `units` units
     "units",
-    "coefficients",  # offset of (center, scale, shift), `coefficient_count` values of the computing dtype each
+    "partials",  # offset of partial sums a column: [entry, 2, columns]
+    "coefficients",  # offset of (center, scale, shift, second center, second scale), `coefficient_count` of the computing dtype each
     "coefficient_count",
     "coefficient_outer",  # from one outer index to the next; 0 where all share one row
     "period",  # columns: the row of coefficients repeats after so many values, a multiple of `channels`
+    # window
+    "before",  # channels before and
+    "after",  # after the one in the middle
 )
-STEP_FLOATS = ("eps", "momentum")
+STEP_FLOATS = ("eps", "momentum", "size", "alpha", "beta", "k")
+ADDRESSES = ("kernel", "load", "activation", "store")  # fields that hold the address of a kernel or stage
 PHASE_INTEGERS = ("items", "block", "first", "count")  # `count` steps from `first` on, in blocks of `block` of the `items`
 PROGRAM_INTEGERS = ("phases", "phase_count", "steps")  # addresses and a length
 
@@ -68,7 +99,7 @@ class Program:
     __slots__ = ("address", "head", "kernels", "phases", "scratch", "steps")
 
     def __init__(self, phases: list[tuple[dict[str, int], list[dict[str, Any]]]], scratch: int) -> None:
-        """`phases`: (items and block, its steps); a step names its fields, and ``kernel`` and ``store`` are addresses."""
+        """`phases`: (items and block, its steps); a step names its fields."""
         steps = [step for _, block in phases for step in block]
         self.steps = np.zeros(len(steps), STEP)
         for row, step in enumerate(steps):

@@ -13,19 +13,21 @@ from numba.core.sigutils import normalize_signature
 
 from cpunorm.jit import drivers, kernels, threads
 from cpunorm.jit.cache import kernel_cache
-from cpunorm.jit.lowlevel import FASTMATH, STEP_RECORD
+from cpunorm.jit.lowlevel import FASTMATH, STEP_RECORD, SUMMING
+from cpunorm.program import SLOTS
 
 name = "numba"
 _lock = threading.RLock()
 _VALUES = {"float32": types.float32, "float64": types.float64}
-_OPTIONS = {"error_model": "numpy", "fastmath": FASTMATH, "boundscheck": False}
+_OPTIONS = {"error_model": "numpy", "boundscheck": False}
 
 
 class _Kernel(CFunc):
     """A C callback whose machine code is kept by our cache."""
 
     def __init__(self, function: Callable[..., None], signature: Any) -> None:
-        super().__init__(function, normalize_signature(signature), locals={}, options=dict(_OPTIONS))
+        fastmath = SUMMING if function.__name__.startswith("sums_") else FASTMATH
+        super().__init__(function, normalize_signature(signature), locals={}, options=_OPTIONS | {"fastmath": fastmath})
         self._cache = kernel_cache(function.__name__)
 
 
@@ -38,11 +40,12 @@ def address(kernel: str, dtype: str) -> int:
         found = _compiled.get((kernel, dtype))
         if found is None:
             value = types.CPointer(_VALUES[dtype])
-            if kernel.startswith("store_"):
-                signature = types.void(value, value, types.intp)
+            if kernel in kernels.STAGES:
+                function, signature = kernels.STAGES[kernel], types.void(value, value, types.intp)
             else:
+                function = kernels.KERNELS[kernel]
                 signature = types.void(types.CPointer(STEP_RECORD), types.CPointer(value), types.intp, types.intp)
-            found = _Kernel(getattr(kernels, kernel), signature)
+            found = _Kernel(function, signature)
             found.compile()
             _compiled[kernel, dtype] = found
         return cast(int, found.address)
@@ -52,7 +55,7 @@ def _driver(function: Callable[..., None], parallel: bool) -> Callable[..., None
     with _lock:
         dispatcher: Any = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
         dispatcher._cache = kernel_cache(function.__name__)
-        dispatcher.compile(types.void(*[types.intp] * 11))
+        dispatcher.compile(types.void(*[types.intp] * (2 + len(SLOTS))))
         dispatcher.disable_compile()
         return cast(Callable[..., None], dispatcher)
 
@@ -64,7 +67,10 @@ def _serial() -> Callable[..., None]:
 
 @cache
 def _parallel() -> Callable[..., None] | None:
-    return None if threads.choose() is None else _driver(drivers.run_parallel, parallel=True)
+    if threads.choose() is None:
+        return None
+    threads.launch()
+    return _driver(drivers.run_parallel, parallel=True)
 
 
 def driver(count: int) -> tuple[Callable[..., None], int]:

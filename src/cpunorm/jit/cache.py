@@ -81,8 +81,10 @@ class KernelCache:
         """Keep the compiled function, if that can be done."""
         try:
             path = self._path(signature, result.codegen)
-            if path is None or result.library.has_dynamic_globals:
+            if path is None:
                 return
+            if result.library.has_dynamic_globals:
+                raise ValueError("it holds addresses of this process")
             payload = dumps(result._reduce())
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")

@@ -7,7 +7,6 @@ Arrays come as ``id(array)`` (0 for none): `data_of` reads their address, whatev
 
 from __future__ import annotations
 
-import numba
 from numba import njit, prange, types
 
 from cpunorm.jit.lowlevel import (
@@ -23,26 +22,37 @@ from cpunorm.jit.lowlevel import (
     to_pointer,
 )
 
-SLOT_COUNT = 9  # len(program.SLOTS)
+SLOT_COUNT = 13  # len(program.SLOTS)
 INTEGERS = types.CPointer(types.intp)
 PROGRAMS = types.CPointer(PROGRAM_RECORD)
 PHASES = types.CPointer(PHASE_RECORD)
 STEPS = types.CPointer(STEP_RECORD)
 
+# set_num_threads and its kin call through addresses of this process, so that a function that uses them cannot be cached (2 s a
+# process). The same functions by the names that the threading layer registers when it is launched:
+get_num_threads = types.ExternalFunction("get_num_threads", types.intp())
+set_num_threads = types.ExternalFunction("set_num_threads", types.void(types.intc))
+get_parallel_chunksize = types.ExternalFunction("get_parallel_chunksize", types.uintp())
+set_parallel_chunksize = types.ExternalFunction("set_parallel_chunksize", types.void(types.uintp))
+
 one = njit(nogil=True, error_model="numpy")
 
 
 @one
-def fill(buffers, x, y, weight, bias, running_mean, running_var, mean, rstd, scratch):
+def fill(buffers, x, second, y, total, weight, bias, running_mean, running_var, mean, rstd, grad_weight, grad_bias, scratch):
     buffers[0] = data_of(x)
-    buffers[1] = data_of(y)
-    buffers[2] = data_of(weight)
-    buffers[3] = data_of(bias)
-    buffers[4] = data_of(running_mean)
-    buffers[5] = data_of(running_var)
-    buffers[6] = data_of(mean)
-    buffers[7] = data_of(rstd)
-    buffers[8] = data_of(scratch)
+    buffers[1] = data_of(second)
+    buffers[2] = data_of(y)
+    buffers[3] = data_of(total)
+    buffers[4] = data_of(weight)
+    buffers[5] = data_of(bias)
+    buffers[6] = data_of(running_mean)
+    buffers[7] = data_of(running_var)
+    buffers[8] = data_of(mean)
+    buffers[9] = data_of(rstd)
+    buffers[10] = data_of(grad_weight)
+    buffers[11] = data_of(grad_bias)
+    buffers[12] = data_of(scratch)
 
 
 @one
@@ -57,9 +67,9 @@ def run_block(phase, steps, k, buffers):
         call_kernel(s.kernel, where, buffers, lo * s.scale, min(hi * s.scale, s.items))
 
 
-def run_serial(program, threads, x, y, weight, bias, running_mean, running_var, mean, rstd, scratch):
+def run_serial(program, threads, x, second, y, total, weight, bias, running_mean, running_var, mean, rstd, grad_weight, grad_bias, scratch):
     memory = stack(SLOT_COUNT, to_pointer(program, INTEGERS))
-    fill(memory, x, y, weight, bias, running_mean, running_var, mean, rstd, scratch)
+    fill(memory, x, second, y, total, weight, bias, running_mean, running_var, mean, rstd, grad_weight, grad_bias, scratch)
     buffers = address(memory)
     head = record(to_pointer(program, PROGRAMS))
     for f in range(head.phase_count):
@@ -69,15 +79,18 @@ def run_serial(program, threads, x, y, weight, bias, running_mean, running_var, 
             run_block(phase, head.steps, k, buffers)
 
 
-def run_parallel(program, threads, x, y, weight, bias, running_mean, running_var, mean, rstd, scratch):
+def run_parallel(
+    program, threads, x, second, y, total, weight, bias, running_mean, running_var, mean, rstd, grad_weight, grad_bias, scratch
+):
     memory = stack(SLOT_COUNT, to_pointer(program, INTEGERS))
-    fill(memory, x, y, weight, bias, running_mean, running_var, mean, rstd, scratch)
+    fill(memory, x, second, y, total, weight, bias, running_mean, running_var, mean, rstd, grad_weight, grad_bias, scratch)
     buffers = address(memory)
     head = record(to_pointer(program, PROGRAMS))
     steps = head.steps
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)
-    chunk = numba.set_parallel_chunksize(1)  # a block at a time: 7% faster than equal shares beside a busy core
+    before = get_num_threads()
+    set_num_threads(threads)
+    chunk = get_parallel_chunksize()
+    set_parallel_chunksize(1)  # a block at a time: 7% faster than equal shares beside a busy core
     for f in range(head.phase_count):
         phase = head.phases + f * size_of(to_pointer(program, PHASES))
         p = record(to_pointer(phase, PHASES))
@@ -87,5 +100,5 @@ def run_parallel(program, threads, x, y, weight, bias, running_mean, running_var
         else:
             for k in prange(blocks):
                 run_block(phase, steps, k, buffers)
-    numba.set_parallel_chunksize(chunk)
-    numba.set_num_threads(before)
+    set_parallel_chunksize(chunk)
+    set_num_threads(before)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import carray, from_dtype, njit, types
 from numba.core import cgutils
@@ -28,9 +29,12 @@ STEP_RECORD = from_dtype(STEP)
 PHASE_RECORD = from_dtype(PHASE_DTYPE)
 PROGRAM_RECORD = from_dtype(PROGRAM)
 
-# contract: a*b+c in one rounding; reassoc: sums in vector lanes; nsz: no care for the sign of zero. NaN and infinity keep their meaning.
-FASTMATH = {"contract", "reassoc", "nsz"}
+# contract: a*b+c in one rounding; nsz: no care for the sign of zero. NaN and infinity keep their meaning. reassoc, for sums in vector
+# lanes, regroups all that it finds: only functions that sum have it, and what must stay a difference there is a `difference`.
+FASTMATH = {"contract", "nsz"}
+SUMMING = FASTMATH | {"reassoc"}
 inline = njit(fastmath=FASTMATH, error_model="numpy", nogil=True)
+summing = njit(fastmath=SUMMING, error_model="numpy", nogil=True)
 
 # ndarray's first field after the object header is its data pointer; it is part of NumPy's ABI (PyArray_DATA reads it so).
 DATA_FIELD = object.__basicsize__
@@ -49,6 +53,72 @@ def offset(context: Any, pointer: Any, count: Any) -> Any:
         return builder.gep(args[0], [args[1]])
 
     return pointer(pointer, types.intp), generate
+
+
+@intrinsic
+def at_byte(context: Any, pointer: Any, count: Any) -> Any:
+    """pointer + count bytes"""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = builder.bitcast(args[0], _integer(8).as_pointer())
+        return builder.bitcast(builder.gep(start, [args[1]]), args[0].type)
+
+    return pointer(pointer, types.intp), generate
+
+
+@intrinsic
+def as_uint32(context: Any, pointer: Any) -> Any:
+    """The same address as a pointer to uint32."""
+    target = types.CPointer(types.uint32)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(target))
+
+    return target(pointer), generate
+
+
+@intrinsic
+def as_uint16(context: Any, pointer: Any) -> Any:
+    """The same address as a pointer to uint16."""
+    target = types.CPointer(types.uint16)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(target))
+
+    return target(pointer), generate
+
+
+@intrinsic
+def power_of_two(context: Any, exponent: Any) -> Any:
+    """2 ** exponent for a whole float in the range of normal numbers, by its bits."""
+    bits, fraction, bias = {types.float32: (32, 23, 127), types.float64: (64, 52, 1023)}[exponent]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = builder.fptosi(args[0], _integer(bits))
+        field = builder.shl(builder.add(whole, ir.Constant(_integer(bits), bias)), ir.Constant(_integer(bits), fraction))
+        return builder.bitcast(field, args[0].type)
+
+    return exponent(exponent), generate
+
+
+@intrinsic
+def bits_of(context: Any, value: Any) -> Any:
+    """The bits of a float32 as uint32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _integer(32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic
+def float_of(context: Any, value: Any) -> Any:
+    """The float32 of these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
 
 
 @intrinsic
@@ -122,6 +192,22 @@ def stack(context: Any, count: Any, like: Any) -> Any:
 def view(pointer: Any, start: Any, count: Any) -> Any:
     """pointer[start : start + count] as an array"""
     return carray(offset(pointer, start), count)
+
+
+@intrinsic
+def difference(context: Any, a: Any, b: Any) -> Any:
+    """a - b, and not a part of a sum: regrouped, sum(x - first) would become sum(x) - n * first, and the mean of a constant inexact."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fsub(args[0], args[1], flags=("nsz",))  # an instruction with flags of its own gets no others
+
+    return a(a, b), generate
+
+
+@inline
+def finite(value: Any) -> Any:
+    """Neither NaN nor infinite. (np.isfinite is value - value == 0 in Numba, which `reassoc` may turn into true.)"""
+    return abs(value) < np.inf
 
 
 @inline

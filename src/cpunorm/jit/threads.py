@@ -15,6 +15,7 @@ import ctypes
 import importlib.metadata
 import os
 import warnings
+from functools import cache
 
 import numba
 from numba.np.ufunc import parallel
@@ -62,6 +63,7 @@ def _has_omp() -> bool:
     return True
 
 
+@cache
 def choose() -> str | None:
     """The layer that the parallel driver will run on, None where there is no safe one. Says so once."""
     if parallel._is_initialized:  # somebody else's choice
@@ -79,6 +81,11 @@ def choose() -> str | None:
         reason = "neither TBB nor OpenMP can be loaded (pip install tbb)"
     warnings.warn(f"cpunorm: Numba's kernels run on one thread: {reason}", RuntimeWarning, stacklevel=4)
     return None
+
+
+def launch() -> None:
+    """Start the layer's threads, which registers the names that the parallel driver is linked with."""
+    parallel._launch_threads()
 
 
 def pool_size() -> int:

@@ -1,0 +1,263 @@
+"""Folds: tables to tables, in float64. What happens between the trips to memory."""
+
+# ruff: noqa: ANN001, ANN201  (typed by the signatures in `cpunorm.jit.backend`)
+
+from __future__ import annotations
+
+import numpy as np
+
+from cpunorm.jit.lowlevel import address, as_float64, finite, inline, record, view
+from cpunorm.jit.tile import (
+    BIAS,
+    GRAD_BIAS,
+    GRAD_WEIGHT,
+    MEAN,
+    RSTD,
+    RUNNING_MEAN,
+    RUNNING_VAR,
+    SCRATCH,
+    WEIGHT,
+    coefficients,
+)
+
+
+def fold_moments(step, buffers, lo, hi):
+    """Item = unit = (outer index, channel). Merges its `unit_entries` entries: mean = sum(n m) / n, M2 = sum(M2 + n (m - mean)^2)."""
+    s = record(step)
+    table = as_float64(buffers[SCRATCH])
+    unit = lo
+    while unit < hi:
+        outer = unit // s.channels
+        channel = unit - outer * s.channels
+        w = min(hi - unit, s.channels - channel)
+        first = s.moments + outer * s.unit_entries * s.channels + channel
+        total = view(table, s.statistics + unit, w)
+        mean = view(table, s.statistics + s.units + unit, w)
+        m2 = view(table, s.statistics + 2 * s.units + unit, w)
+        origin = view(table, first + s.entries, w)  # differences from the first mean: equal means merge to themselves
+        for q in range(w):
+            total[q] = 0.0
+            mean[q] = 0.0
+            m2[q] = 0.0
+        for e in range(s.unit_entries):
+            n = view(table, first + e * s.channels, w)
+            m = view(table, first + e * s.channels + s.entries, w)
+            for q in range(w):
+                total[q] += n[q]
+                mean[q] += n[q] * (m[q] - origin[q])
+        for q in range(w):
+            mean[q] = origin[q] + mean[q] / total[q]
+        for q in range(w):
+            if not finite(mean[q]):  # inf - inf: the plain sum keeps an infinity
+                mean[q] = 0.0
+                for e in range(s.unit_entries):
+                    mean[q] += table[first + e * s.channels + s.entries + q]
+        for e in range(s.unit_entries):
+            n = view(table, first + e * s.channels, w)
+            m = view(table, first + e * s.channels + s.entries, w)
+            part = view(table, first + e * s.channels + 2 * s.entries, w)
+            for q in range(w):
+                d = m[q] - mean[q]
+                m2[q] += part[q] + n[q] * (d * d)
+        unit += w
+
+
+def fold_sums(step, buffers, lo, hi):
+    """Item = unit = (outer index, channel). Adds up its `unit_entries` pairs of sums."""
+    s = record(step)
+    table = as_float64(buffers[SCRATCH])
+    unit = lo
+    while unit < hi:
+        outer = unit // s.channels
+        channel = unit - outer * s.channels
+        w = min(hi - unit, s.channels - channel)
+        first = s.moments + outer * s.unit_entries * s.channels + channel
+        for i in range(2):
+            total = view(table, s.statistics + i * s.units + unit, w)
+            for q in range(w):
+                total[q] = 0.0
+            for e in range(s.unit_entries):
+                part = view(table, first + e * s.channels + i * s.entries, w)
+                for q in range(w):
+                    total[q] += part[q]
+        unit += w
+
+
+def fold_statistics(step, buffers, lo, hi):
+    """Item = unit = (outer index, group). rstd = 1 / sqrt(M2 / n + eps); results, running statistics, and a group's coefficients.
+
+    running = (1 - momentum) * running + momentum * new, with the unbiased variance, for batch norm's units, which are channels.
+    """
+    s = record(step)
+    scratch = as_float64(buffers[SCRATCH])
+    total = view(scratch, s.statistics, s.units)
+    means = view(scratch, s.statistics + s.units, s.units)
+    m2 = view(scratch, s.statistics + 2 * s.units, s.units)
+    each = s.channels // s.groups
+    for u in range(lo, hi):
+        mean = means[u]
+        rstd = 1.0 / np.sqrt(m2[u] / total[u] + s.eps)
+        if address(buffers[MEAN]):
+            buffers[MEAN][u] = mean
+        if address(buffers[RSTD]):
+            buffers[RSTD][u] = rstd
+        outer = u // s.groups
+        group = u - outer * s.groups
+        if address(buffers[RUNNING_MEAN]):
+            running = np.float64(buffers[RUNNING_MEAN][group])
+            buffers[RUNNING_MEAN][group] = running * (1.0 - s.momentum) + mean * s.momentum
+            running = np.float64(buffers[RUNNING_VAR][group])
+            unbiased = m2[u] / (total[u] - 1.0)
+            buffers[RUNNING_VAR][group] = running * (1.0 - s.momentum) + unbiased * s.momentum
+        for c in range(group * each, (group + 1) * each):
+            write_forward(s, buffers, outer, c, mean, rstd)
+
+
+def fold_running(step, buffers, lo, hi):
+    """Item = channel. The running statistics are the statistics."""
+    s = record(step)
+    for c in range(lo, hi):
+        mean = np.float64(buffers[RUNNING_MEAN][c])
+        rstd = 1.0 / np.sqrt(np.float64(buffers[RUNNING_VAR][c]) + s.eps)
+        if address(buffers[MEAN]):
+            buffers[MEAN][c] = mean
+            buffers[RSTD][c] = rstd
+        write_forward(s, buffers, 0, c, mean, rstd)
+
+
+def fold_norms(step, buffers, lo, hi):
+    """Item = unit = (outer index, channel). scale = 1 / max(sqrt(sum of squares), eps), the L2 norm."""
+    s = record(step)
+    scratch = as_float64(buffers[SCRATCH])
+    for u in range(lo, hi):
+        outer = u // s.channels
+        norm = np.sqrt(scratch[s.statistics + 2 * s.units + u])
+        divisor = norm if not norm < s.eps else s.eps  # NaN stays
+        write(s, buffers, outer, u - outer * s.channels, 0.0, 1.0 / divisor, 0.0, 0.0, 1.0)
+
+
+def fold_norm_gradients(step, buffers, lo, hi):
+    """Item = unit. Through y = x / max(norm, eps): grad_x = g / norm - x * sum(g * x) / norm^3; g / eps where eps is larger.
+
+    The sums of g * x are `partials`, laid out as `statistics` are.
+    """
+    s = record(step)
+    scratch = as_float64(buffers[SCRATCH])
+    for u in range(lo, hi):
+        outer = u // s.channels
+        norm = np.sqrt(scratch[s.statistics + 2 * s.units + u])
+        dot = scratch[s.partials + s.units + u]
+        inverse = 1.0 / norm
+        product = dot * inverse * inverse * inverse
+        if norm < s.eps:
+            inverse = 1.0 / s.eps
+            product = 0.0
+        write(s, buffers, outer, u - outer * s.channels, 0.0, inverse, 0.0, 0.0, -product)
+
+
+@inline
+def write_forward(s, buffers, outer, c, mean, rstd):
+    """center = mean rounded to T, scale = rstd * weight, shift = bias - (mean - center) * scale: what rounding the mean lost comes back."""
+    scale = rstd
+    shift = 0.0
+    if s.weighted:
+        if address(buffers[WEIGHT]):
+            scale *= np.float64(buffers[WEIGHT][c])
+        if address(buffers[BIAS]):
+            shift = np.float64(buffers[BIAS][c])
+    center = view(coefficients(s, buffers), outer * s.coefficient_outer + c, 1)
+    center[0] = mean
+    lost = mean - np.float64(center[0])
+    if lost != 0.0 and finite(lost):
+        shift -= lost * scale
+    write(s, buffers, outer, c, mean, scale, shift, 0.0, 1.0)
+
+
+@inline
+def write(s, buffers, outer, c, center, scale, shift, second_center, second_scale):
+    """A row's entry, as often as a widened row repeats it."""
+    table = coefficients(s, buffers)
+    n = s.coefficient_count
+    at = outer * s.coefficient_outer + c
+    for i in range(at, at + s.period - c, s.channels):
+        table[i] = center
+        table[i + n] = scale
+        table[i + 2 * n] = shift
+        table[i + 3 * n] = second_center
+        table[i + 4 * n] = second_scale
+
+
+def fold_gradients(step, buffers, lo, hi):
+    """Item = unit = (outer index, group). grad_x = g * s - (c1 + (x - mean) * c2) * rstd, s = rstd * weight.
+
+    c1 and c2 are the means over the unit of g * weight and of g * weight * (x - mean) * rstd^2; both 0 where the statistics were given.
+    """
+    s = record(step)
+    scratch = as_float64(buffers[SCRATCH])
+    each = s.channels // s.groups
+    for u in range(lo, hi):
+        outer = u // s.groups
+        group = u - outer * s.groups
+        mean = np.float64(buffers[MEAN][u]) if address(buffers[MEAN]) else 0.0
+        rstd = np.float64(buffers[RSTD][u])
+        total = 0.0
+        product = 0.0
+        if s.training:
+            for c in range(group * each, (group + 1) * each):
+                at = s.statistics + outer * s.channels + c
+                weight = np.float64(buffers[WEIGHT][c]) if address(buffers[WEIGHT]) else 1.0
+                total += weight * scratch[at]
+                product += weight * scratch[at + s.units]
+            size = np.float64(s.total)
+            total = total / size if address(buffers[MEAN]) else 0.0
+            product *= rstd * rstd / size
+        for c in range(group * each, (group + 1) * each):
+            weight = np.float64(buffers[WEIGHT][c]) if address(buffers[WEIGHT]) else 1.0
+            write(s, buffers, outer, c, 0.0, rstd * weight, -rstd * total, mean, -rstd * product)
+
+
+def fold_parameters(step, buffers, lo, hi):
+    """Item = channel. grad_bias = sum(g), grad_weight = sum(g * (x - mean)) * rstd, over the outer indices that have units of their own."""
+    s = record(step)
+    scratch = as_float64(buffers[SCRATCH])
+    for c in range(lo, hi):
+        group = c * s.groups // s.channels
+        bias = 0.0
+        weight = 0.0
+        for outer in range(s.outer):
+            at = s.statistics + outer * s.channels + c
+            bias += scratch[at]
+            weight += scratch[at + s.units] * np.float64(buffers[RSTD][outer * s.groups + group])
+        buffers[GRAD_BIAS][c] = bias
+        buffers[GRAD_WEIGHT][c] = weight
+
+
+def fold_row_gradients(step, buffers, lo, hi):
+    """Item = row. As fold_gradients; the weight is in the sums, and is applied an element at a time."""
+    s = record(step)
+    scratch = as_float64(buffers[SCRATCH])
+    size = np.float64(s.last)
+    for row in range(lo, hi):
+        rstd = np.float64(buffers[RSTD][row])
+        mean = 0.0
+        total = 0.0
+        if address(buffers[MEAN]):
+            mean = np.float64(buffers[MEAN][row])
+            total = scratch[s.moments + row] / size
+        product = scratch[s.moments + row + s.entries] * (rstd * rstd) / size
+        write(s, buffers, row, 0, 0.0, rstd, -rstd * total, mean, -rstd * product)
+
+
+def fold_row_parameters(step, buffers, lo, hi):
+    """Item = column. Adds up the partial sums of the pieces."""
+    s = record(step)
+    scratch = as_float64(buffers[SCRATCH])
+    for c in range(lo, hi):
+        bias = 0.0
+        weight = 0.0
+        for piece in range(s.pieces):
+            bias += scratch[s.partials + 2 * piece * s.last + c]
+            weight += scratch[s.partials + (2 * piece + 1) * s.last + c]
+        if address(buffers[GRAD_BIAS]):
+            buffers[GRAD_BIAS][c] = bias
+        buffers[GRAD_WEIGHT][c] = weight

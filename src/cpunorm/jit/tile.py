@@ -1,0 +1,65 @@
+"""What the kernels share: sizes, slots, and a tile of values as they come from memory."""
+
+# ruff: noqa: ANN001, ANN201
+
+from __future__ import annotations
+
+from cpunorm.jit.lowlevel import address, as_float64, as_type_of, at_byte, call_stage, inline, offset, view
+from cpunorm.program import SLOTS
+
+BLOCK = 4096  # values read twice in a row by a reduction of runs: 16 KB of float32, half of the smallest L1
+TILE = 256  # values between load and store of the affine: streaming wants them fine (2048: 85% of the limit, 8192: 77%)
+STRIP = 512  # columns that a reduction of columns accumulates at once, on the stack
+ROWS4 = 4 * STRIP
+ROWS = 32  # rows summed in T before they go to float64
+LINE = 64  # bytes
+
+(
+    X,
+    SECOND,
+    Y,
+    SUM,
+    WEIGHT,
+    BIAS,
+    RUNNING_MEAN,
+    RUNNING_VAR,
+    MEAN,
+    RSTD,
+    GRAD_WEIGHT,
+    GRAD_BIAS,
+    SCRATCH,
+) = range(len(SLOTS))
+
+
+@inline
+def fetch(s, data, start, count, buffer):
+    """data[start : start + count] in T: where it is, or widened into `buffer`."""
+    if s.load:
+        call_stage(s.load, buffer, at_byte(data, start * s.item_size), count)
+        return view(buffer, 0, count)
+    return view(data, start, count)
+
+
+@inline
+def fetch_sum(s, buffers, x_start, second_start, count, buffer, other):
+    """x, or x + residual, in T."""
+    v = fetch(s, buffers[s.source], x_start, count, buffer)
+    if s.has_second:
+        r = fetch(s, buffers[SECOND], second_start, count, other)
+        to = view(buffer, 0, count)
+        for q in range(count):
+            to[q] = v[q] + r[q]
+        return to
+    return v
+
+
+@inline
+def to_line(s, y, start):
+    """How many values the tile at y[start] has, so that it ends on a cache line of y; all others then start on one."""
+    return TILE - (address(at_byte(y, start * s.item_size)) & (LINE - 1)) // s.item_size
+
+
+@inline
+def coefficients(s, buffers):
+    """Pointer to the table of coefficients."""
+    return as_type_of(offset(as_float64(buffers[SCRATCH]), s.coefficients), buffers[X])
