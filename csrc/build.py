@@ -6,6 +6,7 @@ from cffi import FFI
 
 FOLDER = "csrc"  # relative to the project, as setuptools wants its sources
 HEADERS = ("program.h", "native.h")
+INCLUDED = [f"{name}.inc" for name in ("kernels", "tile", "moments", "sums", "folds", "affine", "windows", "stages")]
 
 # No -march: kernels.c compiles for several instruction sets and chooses when it runs. No -ffast-math: NaN and infinity keep their
 # meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd). Unrolled loops spend fewer instructions on
@@ -27,8 +28,9 @@ ffi.set_source(
     "cpunorm._native",
     "\n".join(f'#include "{header}"' for header in HEADERS),
     sources=[f"{FOLDER}/{name}.c" for name in ("kernels", "driver", "limit")],
-    depends=[f"{FOLDER}/{name}" for name in (*HEADERS, "kernels.inc")],
+    depends=[f"{FOLDER}/{name}" for name in (*HEADERS, *INCLUDED)],
     include_dirs=[FOLDER],
+    libraries=["m"],
     extra_compile_args=[*COMPILE, *OPENMP],
     extra_link_args=[*OPENMP],
     optional=True,  # without a C compiler the package has its other kernels

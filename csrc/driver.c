@@ -39,18 +39,23 @@ static void run_block(const phase *p, const step *steps, int64_t k, void *const 
  *
  * num_threads is said each time: omp_set_num_threads would change the default of everybody else in this Python thread. One block or one
  * thread does not enter OpenMP, which would wake or make its threads. */
-void cpunorm_run(intptr_t program_address, int threads, intptr_t x, intptr_t y, intptr_t weight, intptr_t bias, intptr_t running_mean,
-                 intptr_t running_var, intptr_t mean, intptr_t rstd, intptr_t scratch)
+void cpunorm_run(intptr_t program_address, int threads, intptr_t x, intptr_t second, intptr_t y, intptr_t sum, intptr_t weight,
+                 intptr_t bias, intptr_t running_mean, intptr_t running_var, intptr_t mean, intptr_t rstd, intptr_t grad_weight,
+                 intptr_t grad_bias, intptr_t scratch)
 {
     void *const buffers[SLOT_COUNT] = {
         [X] = data_of(x),
+        [SECOND] = data_of(second),
         [Y] = data_of(y),
+        [SUM] = data_of(sum),
         [WEIGHT] = data_of(weight),
         [BIAS] = data_of(bias),
         [RUNNING_MEAN] = data_of(running_mean),
         [RUNNING_VAR] = data_of(running_var),
         [MEAN] = data_of(mean),
         [RSTD] = data_of(rstd),
+        [GRAD_WEIGHT] = data_of(grad_weight),
+        [GRAD_BIAS] = data_of(grad_bias),
         [SCRATCH] = data_of(scratch),
     };
     const program *head = (const program *)program_address;

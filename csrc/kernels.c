@@ -7,15 +7,18 @@
 #include "program.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
 enum {
-    BLOCK = 4096, /* values read twice in a row by moments_runs: 16 KB of float, half of the smallest L1 */
-    TILE = 256,   /* values between load and store of the affine: streaming wants them fine (2048: 85% of the limit, 8192: 77%) */
-    STRIP = 512,  /* columns that moments_columns accumulates at once: 3 rows of double on the stack */
-    ROWS = 32,    /* rows summed in T before they go to double */
-    LINE = 64,    /* bytes */
+    BLOCK = 4096,      /* values read twice in a row by moments_runs: 16 KB of float, half of the smallest L1 */
+    CHUNK = BLOCK / 4, /* values of g and of x between two additions of sums_runs in double */
+    TILE = 256,        /* values between load and store of the affine: streaming wants them fine (2048: 85% of the limit, 8192: 77%) */
+    STRIP = 512,       /* columns that a reduction of columns accumulates at once, on the stack */
+    ROWS = 32,         /* rows summed in T before they go to double */
+    RING = 16384,      /* values: the reach of a window (before + after + TILE) or its channels times a strip must fit */
+    LINE = 64,         /* bytes */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -35,11 +38,67 @@ INLINE int64_t min(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+INLINE int64_t max(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The bits of a float, and the float of these bits. */
+INLINE uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE float float_of(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 /* Chan's mean: mu + (other - mu) * share, exact for equal means; an infinite one stays infinite instead of inf - inf. */
 INLINE double merged(double mu, double other, double share)
 {
     double d = other - mu;
     return __builtin_isfinite(d) ? mu + d * share : mu + other;
+}
+
+/* A stage (stages.inc): `count` values, of T on one side and of T or the elements' type on the other. */
+typedef void stage(void *to, const void *from, int64_t count);
+#define STAGE(address) ((stage *)(intptr_t)(address))
+
+/* Elements of an array, whatever their type: strides in bytes. */
+typedef struct operand {
+    char *data;
+    int64_t item;
+    int64_t repeat;
+    int64_t outer;
+    int64_t middle;
+} operand;
+
+#define OPERAND(name, slot) \
+    {buffers[slot], s->item_size, s->name##_repeat * s->item_size, s->name##_outer * s->item_size, s->name##_middle * s->item_size}
+
+INLINE char *at(const operand array, int64_t outer, int64_t middle, int64_t last)
+{
+    return array.data + (outer * array.outer + middle * array.middle + last * array.item);
+}
+
+/* How many values the tile at y has, so that it ends on a cache line; all others then start on one. */
+INLINE int64_t to_line(const char *y, int64_t item)
+{
+    return TILE - (int64_t)((uintptr_t)y % LINE) / item;
+}
+
+/* Whether no sum of squares in float was lost: to infinity or NaN, or below the normal numbers, where a square loses up to 2^-150. Of 4096
+ * squares that is no more than 1e-7 of TINY. */
+#define TINY 1e-34
+#define INFINITE __builtin_inf()
+INLINE int in_range(double squares)
+{
+    return squares >= TINY && squares < INFINITE;
 }
 
 typedef void any_function(void);
@@ -53,15 +112,23 @@ struct entry {
 #define GLUE(name, t, set) GLUE_EXPANDED(name, t, set)
 #define NAME(name) GLUE(name, T, SET)
 
+/* For #if, which cannot compare types. */
+#define IS_float 1
+#define IS_double 0
+#define IS_EXPANDED(t) IS_##t
+#define IS(t) IS_EXPANDED(t)
+#define IS_FLOAT IS(T)
+
 /* Each set: WIDTH bytes of a vector; TARGET of its functions (no flag of the command line: one file has them all, and no instruction
  * runs before its set is chosen); STREAM, a store past the caches to an address aligned to WIDTH; FENCE, after which other threads see
- * what was streamed before what is stored later. */
+ * what was streamed before what is stored later; HAS_F16C, instructions that convert float16. */
 
 #if defined(__x86_64__)
 
 #define FENCE() _mm_sfence()
 
 #define SET sse2
+#define HAS_F16C 0
 #define WIDTH 16
 #define TARGET
 #define STREAM(to, vector) _mm_stream_ps((float *)(to), (__m128)(vector))
@@ -75,10 +142,12 @@ struct entry {
 #undef WIDTH
 #undef TARGET
 #undef STREAM
+#undef HAS_F16C
 
 #define SET avx2
+#define HAS_F16C 1
 #define WIDTH 32
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 #define STREAM(to, vector) _mm256_stream_ps((float *)(to), (__m256)(vector))
 #define T float
 #include "kernels.inc"
@@ -90,10 +159,12 @@ struct entry {
 #undef WIDTH
 #undef TARGET
 #undef STREAM
+#undef HAS_F16C
 
 #define SET avx512
+#define HAS_F16C 1
 #define WIDTH 64
-#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,f16c")))
 #define STREAM(to, vector) _mm512_stream_ps((float *)(to), (__m512)(vector))
 #define T float
 #include "kernels.inc"
@@ -107,6 +178,7 @@ struct entry {
 #define FENCE() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
 #define SET plain
+#define HAS_F16C 0
 #define WIDTH 16
 #define TARGET
 #if defined(__clang__)
@@ -141,6 +213,15 @@ const char *cpunorm_set_name(int set)
     return set < (int)(sizeof sets / sizeof sets[0]) ? sets[set].name : 0;
 }
 
+#if defined(__x86_64__)
+/* CPUID leaf 1, ECX bit 29: not every compiler's __builtin_cpu_supports knows f16c. */
+static int has_f16c(void)
+{
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
+
 int cpunorm_set_runs_here(int set)
 {
 #if defined(__x86_64__)
@@ -148,9 +229,9 @@ int cpunorm_set_runs_here(int set)
     switch (set) {
     case 2:
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma") && has_f16c();
     case 1:
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     }
 #endif
     return set == 0;

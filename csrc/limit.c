@@ -1,11 +1,11 @@
 /* The yardstick: what this machine's memory gives to a copy and to a read. Nothing that a kernel does can be faster.
  *
- * A stage (csrc/kernels.inc) does the work, so that it has the widest vectors of the chosen instruction set. Each thread has one
+ * A stage (csrc/stages.inc) does the work, so that it has the widest vectors of the chosen instruction set. Each thread has one
  * contiguous share: there is nothing to balance. */
 
 #include "native.h"
 
-typedef void stage(float *to, const float *from, int64_t count);
+typedef void stage(void *to, const void *from, int64_t count);
 
 enum { GRAIN = 1024 }; /* floats: shares are whole pages */
 

@@ -14,8 +14,9 @@ intptr_t cpunorm_kernel(int set, const char *name, int itemsize);
 /* driver.c */
 extern int cpunorm_data_field;
 extern const int cpunorm_has_openmp;
-void cpunorm_run(intptr_t program, int threads, intptr_t x, intptr_t y, intptr_t weight, intptr_t bias, intptr_t running_mean,
-                 intptr_t running_var, intptr_t mean, intptr_t rstd, intptr_t scratch);
+void cpunorm_run(intptr_t program, int threads, intptr_t x, intptr_t second, intptr_t y, intptr_t sum, intptr_t weight, intptr_t bias,
+                 intptr_t running_mean, intptr_t running_var, intptr_t mean, intptr_t rstd, intptr_t grad_weight, intptr_t grad_bias,
+                 intptr_t scratch);
 
 /* limit.c */
 void cpunorm_copy(intptr_t stage, float *to, const float *from, int64_t count, int threads);

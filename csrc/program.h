@@ -7,7 +7,22 @@
 
 #include <stdint.h>
 
-enum slot { X, Y, WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, MEAN, RSTD, SCRATCH, SLOT_COUNT };
+enum slot {
+    X,
+    SECOND,
+    Y,
+    SUM,
+    WEIGHT,
+    BIAS,
+    RUNNING_MEAN,
+    RUNNING_VAR,
+    MEAN,
+    RSTD,
+    GRAD_WEIGHT,
+    GRAD_BIAS,
+    SCRATCH,
+    SLOT_COUNT
+};
 
 typedef struct step {
     int64_t kernel;
@@ -21,30 +36,50 @@ typedef struct step {
     int64_t x_repeat;
     int64_t x_outer;
     int64_t x_middle;
+    int64_t second_repeat;
+    int64_t second_outer;
+    int64_t second_middle;
     int64_t y_repeat;
     int64_t y_outer;
     int64_t y_middle;
     int64_t total;
-    /* moments */
+    int64_t item_size;
+    int64_t load;
+    int64_t has_second;
+    /* reductions */
+    int64_t source;
     int64_t pieces;
     int64_t length;
+    int64_t centred;
     /* affine */
     int64_t grain;
     int64_t packed;
+    int64_t activation;
     int64_t store;
     /* tables in scratch: [outer, entry, channel] */
     int64_t channels;
+    int64_t groups;
+    int64_t weighted;
+    int64_t training;
     int64_t moments;
     int64_t entries;
     int64_t unit_entries;
     int64_t statistics;
     int64_t units;
+    int64_t partials;
     int64_t coefficients;
     int64_t coefficient_count;
     int64_t coefficient_outer;
     int64_t period;
+    /* window */
+    int64_t before;
+    int64_t after;
     double eps;
     double momentum;
+    double size;
+    double alpha;
+    double beta;
+    double k;
 } step;
 
 typedef struct phase {
