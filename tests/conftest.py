@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from helpers import BACKENDS, COMPILED
+from helpers import BACKENDS, COMPILED, DTYPES, present
 from hypothesis import HealthCheck, settings
 
 from cpunorm import backends
@@ -37,6 +37,11 @@ def compiled(request):
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return request.param
+
+
+@pytest.fixture(params=DTYPES)
+def any_dtype(request):
+    return present(request.param)
 
 
 @pytest.fixture(params=[False, True], ids=["inference", "training"])

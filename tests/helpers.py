@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 import cpunorm as cn
 from cpunorm import ops, reference
@@ -13,7 +14,16 @@ from cpunorm.layout import parse_layout
 BACKENDS = ("numba", "c", "numpy")
 COMPILED = ("numba", "c")
 LAYOUTS = ("NC", "CN", "NCL", "NLC", "NCHW", "NHWC", "CHWN", "HWNC", "HNCW", "NCDHW", "NDHWC", "channels_first", "channels_last")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+ACTIVATIONS = (None, "relu", "relu6", "silu", "hardswish")
 PARAMETERS = ("running_mean", "running_var", "weight", "bias")
+
+
+def present(dtype):
+    """The name of a dtype; the test is skipped where bfloat16 has no library."""
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    return dtype
 
 
 # ---------------------------------------------------------------- comparisons
@@ -32,7 +42,8 @@ def assert_same_bits(actual, expected):
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
     mine, theirs = (np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}") for value in (actual, expected))
-    differ = (mine != theirs) & ~(np.isnan(actual) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):  # signalling ones
+        differ = (mine != theirs) & ~(np.isnan(actual) & np.isnan(expected))
     assert not differ.any(), f"{differ.sum()} of {differ.size} values differ, first at {tuple(np.argwhere(differ)[0])}"
 
 
@@ -54,12 +65,16 @@ def shape_for(layout, large=False):
     return (big if large else small)[rank]
 
 
-def exact_shape_for(layout, large=False):
-    """The same with a power of two of values a channel, so that means of halves, quarters and so on are exact too."""
+def exact_shape_for(layout, large=False, channels=True):
+    """The same with a power of two of values a channel, so that means of halves, quarters and so on are exact too.
+
+    With `channels` false these may be anything; else they are a power of two as well, for statistics over them.
+    """
     rank = {"channels_first": 4, "channels_last": 5}.get(layout, len(layout))
     small = {2: (16, 7), 3: (4, 3, 16), 4: (2, 5, 8, 4), 5: (2, 3, 4, 4, 2)}
     big = {2: (256, 1030), 3: (4, 3, 1 << 15), 4: (8, 24, 32, 32), 5: (2, 37, 8, 16, 16)}
-    return (big if large else small)[rank]
+    shape = (big if large else small)[rank]
+    return (shape[0], 1 << (shape[1].bit_length() - 1), *shape[2:]) if channels else shape
 
 
 def copied(inputs):

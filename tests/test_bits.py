@@ -5,7 +5,7 @@ import pytest
 from helpers import assert_all, assert_same_bits, copied, normal, run, training_options
 
 import cpunorm as cn
-from cpunorm import dispatch, machine, ops, plan
+from cpunorm import call, dispatch, machine, ops, plan
 
 # From one block of a thread to far more than 2 MB; NHWC with few channels (widened rows), many (several strips) and cut rows.
 SHAPES = [(2, 3, 5, 7), (3, 64, 14, 14), (8, 33, 61, 60), (2, 3, 340, 341), (1, 600, 31, 37)]
@@ -61,10 +61,10 @@ def test_any_schedule(l2, l3, layout, dtype, training, compiled, monkeypatch):
             mine = copied(inputs)
             x = mine["x"]
             out = np.empty(x.size + offset, dtype)[offset:].reshape(x.shape)
-            cn.functional._PREPARED.clear()
+            call._PREPARED.clear()
             cn.batch_norm(**mine, out=out)
             results.append((out, mine["running_mean"], mine["running_var"]))
-    cn.functional._PREPARED.clear()
+    call._PREPARED.clear()
     for result in results[1:]:
         assert_all(assert_same_bits, result, results[0])
 

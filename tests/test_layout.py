@@ -2,7 +2,7 @@
 
 import pytest
 
-from cpunorm.layout import Axes, View, batch_norm_roles, find_view, is_layout, memory_order, parse_layout
+from cpunorm.layout import Axes, View, batch_norm_roles, find_view, group_norm_roles, is_layout, memory_order, parse_layout, row_roles
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,10 @@ def test_what_is_no_layout(layout):
 def test_roles():
     assert batch_norm_roles(Axes(0, 1, 4)) == "rcrr"
     assert batch_norm_roles(Axes(0, 3, 4)) == "rrrc"
+    assert group_norm_roles(Axes(0, 1, 4)) == "kcrr"
+    assert group_norm_roles(Axes(1, 3, 4)) == "rkrc"
+    assert row_roles(4, 1) == "krrr"
+    assert row_roles(1, 0) == "r"
 
 
 def test_memory_order_skips_axes_of_one_and_keeps_ties():
@@ -96,14 +100,33 @@ CASES = {
     "two columns, one with gaps": ((6, 5), [(5, 1), (8, 1)], "rc", columns(1, 6, 5, (0, 5), (0, 8))),
     "statistics a sample and channel": ((2, 5, 3), [(15, 3, 1)], "krk", columns(2, 5, 3, (15, 3), kept=True)),
     "statistics a sample and channel, runs": ((2, 3, 5), [(20, 5, 1)], "kkr", runs(2, 3, 5, (20, 5), kept=True)),
-    "statistics a sample and channel, packed": ((2, 3, 5), [(15, 5, 1)], "kkr", runs(1, 6, 5, (0, 5))),
-    "statistics a row": ((6, 5), [(5, 1)], "kr", runs(1, 6, 5, (0, 5))),
+    "statistics a sample and channel, packed": ((2, 3, 5), [(15, 5, 1)], "kkr", runs(6, 1, 5, (5, 0), kept=True)),
+    "statistics a row": ((6, 5), [(5, 1)], "kr", runs(6, 1, 5, (5, 0), kept=True)),
     "statistics of everything": ((6, 5), [(5, 1)], "rr", runs(1, 1, 30, (0, 0))),
     "statistics of everything, gaps": ((6, 5), [(8, 1)], "rr", runs(6, 1, 5, (8, 0))),
-    "statistics of each value": ((6, 5), [(5, 1)], "kk", columns(1, 1, 30, (0, 0))),
-    "statistics of each value, gaps": ((6, 5), [(8, 1)], "kk", columns(6, 1, 5, (8, 0), kept=True)),
+    "statistics of each value": ((6, 5), [(5, 1)], "kk", runs(30, 1, 1, (1, 0), kept=True)),
+    "statistics of each value, gaps": ((6, 5), [(8, 1)], "kk", None),
 }
-CASES["sample kept between reduced and channel"] = ((2, 3, 5), [(20, 5, 1)], "kcr", runs(2, 3, 5, (20, 5), kept=True))
+CASES |= {
+    "group norm": ((2, 3, 4, 5), [(60, 20, 5, 1)], "kcrr", runs(2, 3, 20, (60, 20), kept=True)),
+    "group norm, channels last": ((2, 4, 5, 3), [(60, 15, 3, 1)], "krrc", columns(2, 20, 3, (60, 3), kept=True)),
+    "group norm, channels last under a channels-first shape": (
+        (2, 3, 4, 5),
+        [(60, 1, 15, 3)],
+        "kcrr",
+        columns(2, 20, 3, (60, 3), kept=True),
+    ),
+    "group norm with gaps": ((2, 3, 5), [(20, 5, 1)], "kcr", runs(2, 3, 5, (20, 5), kept=True)),
+    "group norm of NC": ((2, 3), [(3, 1)], "kc", columns(2, 1, 3, (3, 0), kept=True)),
+    "group norm of one sample": ((1, 3, 5), [(15, 5, 1)], "kcr", runs(1, 3, 5, (0, 5))),
+    "group norm of one channel": ((2, 1, 5), [(5, 5, 1)], "kcr", runs(2, 1, 5, (5, 0), kept=True)),
+    "group norm of one pixel": ((2, 3, 1), [(3, 1, 1)], "kcr", columns(2, 1, 3, (3, 0), kept=True)),
+    "group norm, samples last": ((3, 5, 2), [(10, 2, 1)], "crk", None),
+    "rows of several axes": ((2, 3, 4, 5), [(60, 20, 5, 1)], "kkrr", runs(6, 1, 20, (20, 0), kept=True)),
+    "norms of an inner axis": ((2, 3, 4), [(12, 4, 1)], "krk", columns(2, 3, 4, (12, 4), kept=True)),
+    "norms of an outer axis": ((6, 5), [(5, 1)], "rk", columns(1, 6, 5, (0, 5))),
+    "three arrays": ((2, 3, 5), [(15, 5, 1), (20, 5, 1), (30, 10, 1)], "kcr", runs(2, 3, 5, (15, 5), (20, 5), (30, 10), kept=True)),
+}
 
 
 @pytest.mark.parametrize(("shape", "strides", "roles", "view"), CASES.values(), ids=CASES)

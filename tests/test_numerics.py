@@ -93,3 +93,83 @@ def test_running_mean_far_from_zero(layout, dtype, offset, backend):
     parameters = {**arguments(5, dtype), "running_mean": np.full(5, offset, dtype)}
     y = cn.batch_norm(x, **parameters, layout=layout, backend=backend)
     assert_close(y, expected(x, parameters, layout=layout)[0], **ops.tolerance(dtype))
+
+
+# ---------------------------------------------------------------- groups, rows
+
+ROWWISE = {
+    "instance_norm": lambda shape: {},
+    "group_norm": lambda shape: {"num_groups": 2},
+    "layer_norm": lambda shape: {"normalized_shape": shape[1:]},
+    "rms_norm": lambda shape: {"normalized_shape": shape[1:]},
+}
+by_name = pytest.mark.parametrize("name", ROWWISE)
+
+
+def by_sample(name, x, layout, backend, bias=None, **options):
+    """Statistics of x (channels first) within each sample; results channels first."""
+    own = ROWWISE[name](x.shape)
+    if name.endswith("_norm") and "normalized_shape" not in own:
+        options["layout"] = layout
+        results = getattr(cn, name)(ops.arrange(x, layout), **own, bias=bias, **options, backend=backend)
+        results = results if isinstance(results, tuple) else (results,)
+        return ops.channels_first(results[0], layout), *results[1:]
+    if bias is not None:
+        own["bias"] = np.broadcast_to(bias.reshape(-1, *[1] * (x.ndim - 2)), x.shape[1:]).copy()
+    results = getattr(cn, name)(x, **own, **options, backend=backend)
+    return results if isinstance(results, tuple) else (results,)
+
+
+@by_name
+@pytest.mark.parametrize("shape", [(2, 4, 57, 57), (3, 6, 5, 7)], ids=str)
+def test_constant_groups_and_rows_give_bias(name, shape, layout, dtype, backend):
+    if name == "rms_norm":
+        pytest.skip("has no mean")
+    constants = np.resize(np.array([14, 0.1, 100000.1], dtype), shape[0])
+    x = np.broadcast_to(constants.reshape(-1, 1, 1, 1), shape).copy()
+    bias = arguments(shape[1], dtype)["bias"]
+    y, mean, _ = by_sample(name, x, layout, backend, bias, return_stats=True)
+    assert_same_bits(y, np.broadcast_to(bias.reshape(-1, 1, 1), shape))
+    assert_same_bits(mean.reshape(shape[0], -1), np.broadcast_to(constants[:, None], mean.reshape(shape[0], -1).shape))
+
+
+@by_name
+@pytest.mark.parametrize("guest", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(3, 4, 9, 11), (5, 64, 20, 20)], ids=str)
+def test_a_guest_stays_in_its_sample(name, guest, shape, layout, any_dtype, backend):
+    """Or in its group or channel of that sample."""
+    x = normal(shape, "float32").astype(ops.dtype_of(any_dtype))
+    clean = by_sample(name, x, layout, backend, return_stats=True)
+    x[1, 1, 2, 3] = guest
+    touched = by_sample(name, x, layout, backend, return_stats=True)
+    mine = np.zeros(shape, bool)
+    mine[1, {"instance_norm": slice(1, 2), "group_norm": slice(0, shape[1] // 2)}.get(name, slice(None))] = True
+    assert_same_bits(touched[0][~mine], clean[0][~mine])
+    assert np.isnan(touched[0][mine].astype(np.float32)).any()
+    for one, other in zip(touched[1:], clean[1:], strict=True):
+        one, other = one.reshape(shape[0], -1), other.reshape(shape[0], -1)
+        assert_same_bits(one[[0, 2]], other[[0, 2]])
+
+
+@by_name
+@pytest.mark.parametrize("size", [1e30, 1e37])
+def test_large_values_by_sample(name, size, layout, backend):
+    for shape in ((2, 4, 5, 7), (3, 40, 30, 30)):
+        x = (normal(shape, "float64", mean=0, std=1).clip(-3, 3) * size).astype(np.float32)
+        (y,) = by_sample(name, x, layout, backend)
+        wide = x.astype(np.float64)
+        split = wide.reshape(shape[0], {"instance_norm": shape[1], "group_norm": 2}.get(name, 1), -1)
+        mean = 0 if name == "rms_norm" else split.mean(-1, keepdims=True)
+        wanted = (split - mean) / np.sqrt(np.square(split - mean).mean(-1, keepdims=True))
+        assert np.isfinite(y).all()
+        assert_close(y, wanted.reshape(shape), rtol=1e-5, atol=1e-5)
+
+
+def test_lp_norms_at_the_ends_of_the_range(layout, backend):
+    """The L2 norm of values whose squares leave float32."""
+    axis = AXES[layout][-1]
+    for size in (1e37, 1e30, 1e-25, 1e-30):
+        x = (normal((2, 5, 6, 7), "float64", mean=0, std=1) * size).astype(np.float32)
+        wide = x.astype(np.float64)
+        wanted = wide / np.maximum(np.sqrt(np.square(wide).sum(axis, keepdims=True)), 1e-40)
+        assert_close(cn.normalize(x, dim=axis, eps=1e-40, backend=backend), wanted, rtol=1e-5, atol=1e-7)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from test_layout import columns, runs
 
-from cpunorm import plan, program
-from cpunorm.jit import drivers, kernels
+from cpunorm import plan, program, recipes
+from cpunorm.jit import drivers, kernels, tile
+from cpunorm.layout import View
 from cpunorm.machine import Caches
-from cpunorm.plan import Resources
+from cpunorm.plan import Data, Resources
 
 CACHES = Caches(1 << 20, 32 << 20)
+ITEMSIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 VIEWS = {
     "NCHW small": runs(2, 3, 20, (60, 20), (60, 20)),
     "NCHW": runs(32, 64, 3136, (64 * 3136, 3136), (64 * 3136, 3136)),
@@ -26,157 +28,284 @@ VIEWS = {
     "NHWC with gaps": columns(4, 1000, 24, (100_000, 30), (24_000, 24)),
     "NC": columns(1, 5000, 1030, (0, 1030), (0, 1030)),
 }
-OPERATIONS = {
-    "training": lambda view, itemsize, resources, in_place=False: plan.batch_norm_training(
-        view, itemsize, eps=1e-5, momentum=0.1, in_place=in_place, resources=resources
-    ),
-    "inference": lambda view, itemsize, resources, in_place=False: plan.batch_norm_inference(
-        view, itemsize, eps=1e-5, in_place=in_place, resources=resources
-    ),
-    "moments": lambda view, itemsize, resources, in_place=False: plan.moments(view, itemsize, resources=resources),
+KEPT = {  # statistics of each outer index
+    "groups": runs(32, 64, 3136, (64 * 3136, 3136), (64 * 3136, 3136), kept=True),
+    "groups, small": runs(2, 6, 20, (120, 20), (120, 20), kept=True),
+    "groups with gaps": runs(8, 6, 100, (6000, 200), (600, 100), kept=True),
+    "groups of columns": columns(32, 3136, 64, (64 * 3136, 64), (64 * 3136, 64), kept=True),
+    "groups of columns with gaps": columns(4, 50, 24, (2000, 30), (1200, 24), kept=True),
+    "groups of one pixel": columns(8, 1, 64, (64, 0), (64, 0), kept=True),
 }
-by_view = pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-by_operation = pytest.mark.parametrize("make", OPERATIONS.values(), ids=OPERATIONS)
-by_itemsize = pytest.mark.parametrize("itemsize", [4, 8])
+ROWS = {
+    "rows": runs(4096, 1, 768, (768, 0), (768, 0), kept=True),
+    "short rows": runs(100_000, 1, 16, (16, 0), (16, 0), kept=True),
+    "long rows": runs(4, 1, 1 << 20, (1 << 20, 0), (1 << 20, 0), kept=True),
+    "one row": runs(1, 1, 5000, (0, 0), (0, 0)),
+    "rows of a slice": runs(6, 7, 96, (2000, 100), (672, 96), kept=True),
+}
+
+
+def _both(view):
+    """The same with a second operand, which lies as x does."""
+    return View(view.form, view.outer, view.middle, view.last, (view.strides[0], *view.strides), view.kept_outer)
+
+
+def _groups(view):
+    return next(groups for groups in (32, 3, 1) if view.channels % groups == 0)
+
+
+# name -> (views, plan(view, data, resources))
+CHANNELS = VIEWS | KEPT
+FORWARD = {
+    "training": (VIEWS, lambda *given: recipes.batch_norm(*given, training=True, eps=1e-5, momentum=0.1)),
+    "inference": (VIEWS, lambda *given: recipes.batch_norm(*given, training=False, eps=1e-5, momentum=0.1)),
+    "moments": (CHANNELS, lambda *given: recipes.moments(*given)),
+    "group_norm": (KEPT, lambda view, *given: recipes.group_norm(view, *given, groups=_groups(view), eps=1e-5)),
+    "instance_norm": (KEPT, lambda view, *given: recipes.group_norm(view, *given, groups=view.channels, eps=1e-5)),
+    "layer_norm": (ROWS, lambda *given: recipes.layer_norm(*given, eps=1e-5, centred=True)),
+    "rms_norm": (ROWS, lambda *given: recipes.layer_norm(*given, eps=1e-5, centred=False)),
+    "normalize": (CHANNELS, lambda *given: recipes.normalize(*given, eps=1e-12)),
+    "local_response_norm": (KEPT, lambda *given: recipes.local_response_norm(*given, size=5, alpha=1.0, beta=0.75, k=1.0)),
+}
+BACKWARD = {
+    "batch_norm_backward": (VIEWS, lambda v, *given: recipes.channel_gradients(v, *given, groups=v.channels, training=True)),
+    "group_norm_backward": (KEPT, lambda v, *given: recipes.channel_gradients(v, *given, groups=_groups(v), training=True)),
+    "instance_norm_backward": (KEPT, lambda v, *given: recipes.channel_gradients(v, *given, groups=v.channels, training=True)),
+    "row_gradients": (ROWS, recipes.row_gradients),
+    "normalize_backward": (CHANNELS, lambda *given: recipes.normalize_gradient(*given, eps=1e-12)),
+    "local_response_norm_backward": (KEPT, lambda *given: recipes.local_response_norm(*given, size=5, alpha=1.0, beta=0.75, k=1.0)),
+}
+
+
+def _cases():
+    """(make(data options, resources), view) of every operation, with a residual where it takes one."""
+    for name, (views, make) in (FORWARD | BACKWARD).items():
+        for label, view in views.items():
+            second = name in BACKWARD
+            yield f"{name}, {label}", make, _both(view) if second else view, second
+            if name in ("training", "inference", "group_norm", "layer_norm"):
+                yield f"{name} and residual, {label}", make, _both(view), True
+
+
+CASES = list(_cases())
+by_case = pytest.mark.parametrize(("make", "view", "second"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+STREAMED = ["training", "inference", "group_norm", "layer_norm", "normalize"]
 
 
 def steps(made):
     return [step for phase in made.phases for step in phase.steps]
 
 
-@by_view
-@by_operation
-@by_itemsize
-def test_what_decides_bits_does_not_depend_on_threads(view, make, itemsize):
+def stores(made):
+    return [step.fields.get("store") for step in steps(made)]
+
+
+@by_case
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_what_decides_bits_does_not_depend_on_threads(make, view, second, dtype):
     def tables(threads, caches):
-        made = make(view, itemsize, Resources(threads, caches))
+        made = make(view, Data(dtype, second), Resources(threads, caches))
         names = ("pieces", "length", "entries", "unit_entries", "units", "period", "channels", "moments", "statistics", "coefficients")
-        return made.scratch, made.tables, [{name: step.fields.get(name) for name in names} for step in steps(made)]
+        found = {(step.kernel, *(step.fields.get(name) for name in names)) for step in steps(made)}
+        return made.scratch, made.tables, found
 
     first = tables(1, CACHES)
-    for threads, caches in itertools.product((1, 2, 3, 8, 64), (CACHES, Caches(1 << 10, 1 << 12), Caches(1 << 30, 1 << 40))):
+    for threads, caches in itertools.product((2, 3, 64), (CACHES, Caches(1 << 10, 1 << 12), Caches(1 << 30, 1 << 40))):
         assert tables(threads, caches) == first
 
 
-@by_view
-@by_operation
-@by_itemsize
-def test_pieces_cover_the_view(view, make, itemsize):
-    for step in steps(make(view, itemsize, Resources(2, CACHES))):
-        fields = step.fields
-        if step.kernel.startswith("moments_"):
-            assert (fields["pieces"] - 1) * fields["length"] < fields["total"] <= fields["pieces"] * fields["length"]
-            units = fields["items"] // fields["pieces"]
-            assert units * fields["total"] == view.size
-        if step.kernel.startswith("affine_"):
-            assert fields["items"] * fields["grain"] >= fields["total"]
-            assert fields["total"] * fields["repeat"] == view.size
+@by_case
+def test_pieces_cover_the_view(make, view, second):
+    for dtype in ITEMSIZES:
+        for step in steps(make(view, Data(dtype, second), Resources(2, CACHES))):
+            fields = step.fields
+            if step.kernel.startswith(("moments_", "sums_")):
+                assert (fields["pieces"] - 1) * fields["length"] < fields["total"] <= fields["pieces"] * fields["length"]
+                if step.kernel == "sums_rows":
+                    assert fields["total"] * view.last == view.size
+                else:
+                    assert fields["items"] // fields["pieces"] * fields["total"] == view.size
+            if step.kernel.startswith("affine_"):
+                assert fields["items"] * fields["grain"] >= fields["total"]
+                assert fields["total"] * fields["repeat"] == view.size
 
 
-@by_view
-@by_operation
+@by_case
 @pytest.mark.parametrize("threads", [1, 2, 64])
-def test_blocks_cover_the_items(view, make, threads):
-    for phase in make(view, 4, Resources(threads, CACHES)).phases:
+def test_blocks_cover_the_items(make, view, second, threads):
+    for phase in make(view, Data("float32", second), Resources(threads, CACHES)).phases:
         assert phase.block >= 1
         for step in phase.steps:
             assert phase.items * step.fields.get("scale", 1) >= step.fields["items"]
 
 
-@by_view
-@by_operation
-def test_every_step_has_a_kernel_and_known_fields(view, make):
-    for in_place, threads in itertools.product((False, True), (1, 2)):
-        made = make(view, 4, Resources(threads, CACHES), in_place)
-        for step in steps(made):
-            assert callable(getattr(kernels, step.kernel))
-            assert step.store is None or callable(getattr(kernels, step.store))
+@by_case
+def test_every_step_has_a_kernel_and_known_fields(make, view, second):
+    for dtype, activation, in_place in itertools.product(ITEMSIZES, (None, "silu"), (False, True)):
+        for step in steps(make(view, Data(dtype, second, activation, in_place), Resources(2, CACHES))):
+            assert step.kernel in kernels.KERNELS
+            assert {step.fields.get(name) for name in ("load", "activation", "store")} - {None} <= set(kernels.STAGES)
             assert set(step.fields) <= set(program.STEP.names)
 
 
-@by_view
-@by_operation
-def test_every_step_has_a_c_kernel(view, make, native):
-    for in_place in (False, True):
-        made = make(view, 4, Resources(2, CACHES), in_place)
-        for name in {step.kernel for step in steps(made)} | {step.store for step in steps(made)} - {None}:
+def test_every_kernel_and_stage_has_c_code(native):
+    for name in (*kernels.KERNELS, *kernels.STAGES):
+        if name in ("fold_moments", "fold_sums"):
+            assert native.address(name, "float64")
+        elif name.endswith("float16"):
+            assert native.address(name, "float32")
+        else:
             assert native.address(name, "float32") != native.address(name, "float64")
+    with pytest.raises(LookupError, match="nothing_of_the_kind"):
+        native.address("nothing_of_the_kind", "float32")
 
 
-def depth_first(view, threads=2, caches=CACHES, itemsize=4):
-    return len(OPERATIONS["training"](view, itemsize, Resources(threads, caches)).phases) == 1
+def test_every_kernel_and_stage_is_in_some_plan():
+    used = set()
+    for _, make, view, second in CASES:
+        for dtype, activation, l3 in itertools.product(ITEMSIZES, ("relu", "relu6", "silu", "hardswish"), (1, 1 << 50)):
+            for step in steps(make(view, Data(dtype, second, activation), Resources(2, Caches(1 << 20, l3)))):
+                used |= {step.kernel, *(step.fields.get(name) for name in ("load", "activation", "store"))}
+    assert used - {None} == set(kernels.KERNELS) | set(kernels.STAGES)
+
+
+def depth_first(name, view, threads=2, caches=CACHES, dtype="float32"):
+    views, make = (FORWARD | BACKWARD)[name]
+    view = _both(views[view]) if name in BACKWARD else views[view]
+    return len(make(view, Data(dtype, name in BACKWARD), Resources(threads, caches)).phases[0].steps) > 1
 
 
 @pytest.mark.parametrize(
-    ("view", "threads", "caches", "depth"),
+    ("name", "view", "threads", "caches", "depth"),
     [
-        ("NCHW", 2, CACHES, True),
-        ("NCHW of one sample", 2, CACHES, True),
-        ("NCHW with gaps", 2, CACHES, True),
-        ("NCHW", 16, CACHES, True),
-        ("NCHW", 17, CACHES, False),  # 64 channels are not 4 for each of 17 threads
-        ("NCHW", 2, Caches(1 << 18, 1 << 20), False),  # a channel of 400 KB is more than each thread's share of 1 MB
-        ("huge channels", 2, CACHES, False),
-        ("few channels", 2, CACHES, False),
-        ("NHWC", 2, CACHES, False),
-        ("NHWC small", 1, CACHES, False),
-        ("NC", 2, CACHES, False),
+        ("training", "NCHW", 2, CACHES, True),
+        ("training", "NCHW of one sample", 2, CACHES, True),
+        ("training", "NCHW with gaps", 2, CACHES, True),
+        ("training", "NCHW", 16, CACHES, True),
+        ("training", "NCHW", 17, CACHES, False),  # 64 channels are not 4 for each of 17 threads
+        ("training", "NCHW", 2, Caches(1 << 18, 1 << 20), False),  # a channel of 400 KB is more than each thread's share of 1 MB
+        ("training", "huge channels", 2, CACHES, False),
+        ("training", "few channels", 2, CACHES, False),
+        ("training", "NHWC", 2, CACHES, False),
+        ("training", "NHWC small", 1, CACHES, False),
+        ("training", "NC", 2, CACHES, False),
+        ("group_norm", "groups", 2, CACHES, True),
+        ("instance_norm", "groups", 2, CACHES, True),
+        ("group_norm", "groups of columns", 2, CACHES, True),
+        ("group_norm", "groups of columns", 9, CACHES, False),  # 32 samples are not 4 for each of 9 threads
+        ("layer_norm", "rows", 2, CACHES, True),
+        ("layer_norm", "short rows", 64, CACHES, True),
+        ("layer_norm", "long rows", 2, CACHES, False),
+        ("row_gradients", "rows", 2, CACHES, True),
+        ("row_gradients", "long rows", 2, CACHES, False),
+        ("batch_norm_backward", "NCHW", 2, CACHES, True),
+        ("batch_norm_backward", "NHWC", 2, CACHES, False),
+        ("instance_norm_backward", "groups", 2, CACHES, True),
+        ("group_norm_backward", "groups", 2, CACHES, False),  # sums are of channels, the gradient of groups
     ],
 )
-def test_depth_first_where_a_channel_fits(view, threads, caches, depth):
-    assert depth_first(VIEWS[view], threads, caches) is depth
+def test_depth_first_where_a_unit_fits(name, view, threads, caches, depth):
+    assert depth_first(name, view, threads, caches) is depth
 
 
 def test_a_small_call_has_one_thread():
-    for make in OPERATIONS.values():
-        assert make(VIEWS["NCHW small"], 4, Resources(8, CACHES)).threads == 1
-        assert make(VIEWS["NCHW"], 4, Resources(8, CACHES)).threads == 8
+    for name, (views, make) in FORWARD.items():
+        small, large = sorted(views.values(), key=lambda view: view.size)[:: len(views) - 1]
+        assert (make(small, Data("float32"), Resources(8, CACHES)).threads == 1) or small.size > 1000, name
+        assert make(large, Data("float32"), Resources(8, CACHES)).threads == 8, name
 
 
-@by_view
-@by_itemsize
-@pytest.mark.parametrize("make", [OPERATIONS["training"], OPERATIONS["inference"]], ids=["training", "inference"])
-def test_stores(view, itemsize, make):
-    """Streaming only beyond the caches, never in place."""
-    moved = 2 * view.size * itemsize
-    for l3 in (moved - 1, moved, moved + 1):
-        for in_place in (False, True):
-            stores = [step.store for step in steps(make(view, itemsize, Resources(2, Caches(1 << 20, l3)), in_place))]
-            assert stores[:-1] == [None] * (len(stores) - 1)
-            assert stores[-1] == ("store_plain" if in_place else "store_stream" if moved > l3 else None)
+@pytest.mark.parametrize("name", STREAMED)
+@pytest.mark.parametrize("dtype", ITEMSIZES)
+def test_stores(name, dtype):
+    """Streaming only beyond the caches, never in place; 16 bits are narrowed in any case."""
+    views, make = FORWARD[name]
+    for view in views.values():
+        moved = 2 * view.size * ITEMSIZES[dtype]
+        for l3, in_place in itertools.product((moved - 1, moved, moved + 1), (False, True)):
+            *before, last = stores(make(view, Data(dtype, in_place=in_place), Resources(2, Caches(1 << 20, l3))))
+            assert set(before) <= {None}
+            if dtype.endswith("16"):
+                assert last == f"store_{dtype}"
+            else:
+                assert last == ("store_plain" if in_place else "store_stream" if moved > l3 else None)
 
 
-@by_view
-@by_operation
-def test_tables_do_not_overlap(view, make):
-    """moments, statistics and coefficients have their own places in scratch."""
-    made = make(view, 8, Resources(2, CACHES))
-    places = set()
-    for step in steps(made):
-        for name, count in (("moments", "entries"), ("statistics", "units"), ("coefficients", "coefficient_count")):
-            if count in step.fields and name in step.fields:
-                places.add((step.fields[name], step.fields[name] + 3 * step.fields[count]))
-    ends = sorted(places)
-    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
-    assert ends[-1][1] <= made.scratch
+@by_case
+def test_16_bits_are_widened_where_they_are_read(make, view, second):
+    for step in steps(make(view, Data("bfloat16", second), Resources(2, CACHES))):
+        reads = step.kernel.startswith(("moments_", "sums_", "affine_", "window_"))
+        assert step.fields.get("load") == ("load_bfloat16" if reads else None)
+
+
+def test_an_activation_needs_a_tile():
+    views, make = FORWARD["inference"]
+    for view in views.values():
+        made = make(view, Data("float32", activation="relu"), Resources(1, Caches(1 << 20, 1 << 60)))
+        assert (steps(made)[-1].fields["activation"], stores(made)[-1]) == ("relu", "store_plain")
+
+
+@by_case
+def test_tables_do_not_overlap(make, view, second):
+    """moments, statistics, partials and coefficients have their own places in scratch."""
+    for dtype in ("float32", "float64"):
+        made = make(view, Data(dtype, second), Resources(2, CACHES))
+        places = set()
+        for step in steps(made):
+            fields = step.fields
+            columns = 2 if step.kernel.startswith("sums_") else 3
+            if step.kernel.startswith(("moments_", "sums_")):
+                places.add((fields["moments"], fields["moments"] + columns * fields["entries"]))
+            if step.kernel == "sums_rows":
+                places.add((fields["partials"], fields["partials"] + 2 * fields["pieces"] * view.last))
+            if step.kernel in ("fold_moments", "fold_sums"):
+                columns = 3 if step.kernel == "fold_moments" else 2
+                places.add((fields["statistics"], fields["statistics"] + columns * fields["units"]))
+            if step.kernel.startswith("affine_"):
+                values = 5 * fields["coefficient_count"] * (2 if dtype == "float64" else 1)
+                places.add((fields["coefficients"], fields["coefficients"] + -(-values // 2)))
+        ends = sorted(places)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
+        assert not ends or ends[-1][1] <= made.scratch
+
+
+def test_a_window_that_fits_no_ring_has_another_way():
+    """Its gradient keeps the window's values, at most `RING` of them."""
+    view = _both(runs(1, 20_000, 3, (0, 3), (0, 3)))
+    made = recipes.local_response_norm(
+        view, Data("float32", True), Resources(1, CACHES), size=plan.LARGEST_WINDOW, alpha=1.0, beta=1.0, k=1.0
+    )
+    fields = steps(made)[0].fields
+    assert fields["grain"] * (fields["before"] + fields["after"] + 1) <= plan.RING
+    assert fields["grain"] >= 1
 
 
 def test_link():
-    names = {"moments_runs": 11, "fold_moments": 12, "fold_batch": 13, "affine_runs": 14, "store_stream": 15}
-    made = OPERATIONS["training"](VIEWS["NCHW"], 4, Resources(2, CACHES))
+    names = {"moments_runs": 11, "fold_moments": 12, "fold_statistics": 13, "affine_runs": 14, "store_stream": 15}
+    made = FORWARD["training"][1](VIEWS["NCHW"], Data("float32"), Resources(2, CACHES))
     linked = made.link(names.__getitem__)
     assert linked.steps["kernel"].tolist() == [11, 12, 13, 14]
     assert linked.steps["store"].tolist() == [0, 0, 0, 15]
+    assert linked.steps["load"].tolist() == linked.steps["activation"].tolist() == [0] * 4
     assert linked.steps["momentum"][2] == 0.1
     assert linked.phases.tolist() == [(made.phases[0].items, made.phases[0].block, 0, 4)]
     assert linked.head.tolist() == [(linked.phases.ctypes.data, 1, linked.steps.ctypes.data)]
     assert linked.address == linked.head.ctypes.data
 
 
+def test_link_of_16_bits():
+    made = FORWARD["layer_norm"][1](ROWS["rows"], Data("float16", activation="silu"), Resources(2, CACHES))
+    names = ["moments_runs", "fold_statistics", "affine_rows", "load_float16", "silu", "store_float16"]
+    linked = made.link(names.index)
+    assert linked.steps["kernel"].tolist() == [0, 1, 2]
+    assert linked.steps["load"].tolist() == [3, 0, 3]
+    assert (linked.steps["activation"][-1], linked.steps["store"][-1]) == (4, 5)
+
+
 def test_slots():
     assert len(program.SLOTS) == drivers.SLOT_COUNT
     for number, name in enumerate(program.SLOTS):
-        assert getattr(kernels, name.upper()) == number
+        assert getattr(tile, name.upper()) == number
 
 
 @pytest.mark.parametrize("name", ["step", "phase", "program"])

@@ -8,10 +8,51 @@
 array([ 7.5, 11.5, 15.5])
 """
 
-from cpunorm.functional import batch_norm, mean_var
+from cpunorm.folding import fold_batch_norm
+from cpunorm.functional import (
+    batch_norm,
+    batch_norm_backward,
+    group_norm,
+    group_norm_backward,
+    instance_norm,
+    instance_norm_backward,
+    layer_norm,
+    layer_norm_backward,
+    local_response_norm,
+    local_response_norm_backward,
+    mean_var,
+    normalize,
+    normalize_backward,
+    rms_norm,
+    rms_norm_backward,
+)
 from cpunorm.report import show_config
 from cpunorm.settings import config, set_backend, set_num_threads
+from cpunorm.whitening import Whitening
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "batch_norm", "config", "mean_var", "set_backend", "set_num_threads", "show_config"]
+__all__ = [
+    "Whitening",
+    "__version__",
+    "batch_norm",
+    "batch_norm_backward",
+    "config",
+    "fold_batch_norm",
+    "group_norm",
+    "group_norm_backward",
+    "instance_norm",
+    "instance_norm_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "local_response_norm",
+    "local_response_norm_backward",
+    "mean_var",
+    "normalize",
+    "normalize_backward",
+    "rms_norm",
+    "rms_norm_backward",
+    "set_backend",
+    "set_num_threads",
+    "show_config",
+]

@@ -14,11 +14,14 @@ from cpunorm import layout as layouts
 Array = np.ndarray[Any, Any]
 
 BACKENDS = ("numba", "c", "numpy")
-FLOATS = ("float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+ACTIVATIONS = ("relu", "relu6", "silu", "hardswish")
 
 
 def array(call: str, name: str, value: object) -> Array:
     """`value` as an ndarray that shares its memory; TypeError for what numpy.asarray would have to copy."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{call}: expected {name} to be a plain array, got a masked one, whose mask would be lost; pass {name}.filled(...)")
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     if getattr(value, "requires_grad", False):
@@ -31,10 +34,10 @@ def array(call: str, name: str, value: object) -> Array:
         raise TypeError(f"{call}: {name} ({type(value).__name__}) cannot be seen as a NumPy array: {problem}") from problem
 
 
-def float_dtype(call: str, name: str, dtype: np.dtype[Any]) -> None:
+def float_dtype(call: str, name: str, dtype: np.dtype[Any], dtypes: tuple[str, ...] = FLOATS) -> None:
     """The dtypes that norms take."""
-    if dtype.name not in FLOATS:
-        raise TypeError(f"{call}: expected {name} of dtype {' or '.join(FLOATS)}, got {dtype}")
+    if dtype.newbyteorder("=").name not in dtypes:
+        raise TypeError(f"{call}: expected {name} of dtype {' or '.join(dtypes)}, got {dtype}")
 
 
 def axes(call: str, layout: object, shape: tuple[int, ...]) -> layouts.Axes:
@@ -53,19 +56,103 @@ def axes(call: str, layout: object, shape: tuple[int, ...]) -> layouts.Axes:
     raise ValueError(f"{call}: layout {layout!r} expects {wanted}, got x of shape {shape}")
 
 
-def parameter(call: str, name: str, value: Array | None, channels: int, x: Array, axis: int, *, written: bool = False) -> None:
-    """One value a channel, of the computing dtype."""
+def parameter(call: str, name: str, value: Array | None, shape: tuple[int, ...], x: Array, what: str) -> None:
+    """Of this shape, and of x's dtype or, for 16-bit x, float32."""
     if value is None:
         return
-    if value.shape != (channels,):
-        raise ValueError(
-            f"{call}: expected {name} of shape ({channels},), one value for each index of axis {axis} of x of shape {x.shape}, "
-            f"got shape {value.shape}"
-        )
-    if value.dtype != x.dtype.newbyteorder("="):
-        raise TypeError(f"{call}: expected {name} of dtype {x.dtype.newbyteorder('=')} for x of dtype {x.dtype}, got {value.dtype}")
-    if written and not value.flags.writeable:
-        raise ValueError(f"{call}: expected {name} to be writeable, since training updates it; got a read-only array")
+    if value.shape != shape:
+        raise ValueError(f"{call}: expected {name} of shape {shape} ({what}) for x of shape {x.shape}, got shape {value.shape}")
+    dtypes = [x.dtype.newbyteorder("="), *([np.dtype(np.float32)] if x.itemsize == 2 else [])]
+    if value.dtype not in dtypes:
+        raise TypeError(f"{call}: expected {name} of dtype {' or '.join(map(str, dtypes))} for x of dtype {x.dtype}, got {value.dtype}")
+
+
+def statistics(
+    call: str, mean: Array | None, rstd: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any], *, centred: bool = True
+) -> None:
+    """What the forward call returned."""
+    wanted = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+    for name, value in (("mean", mean), ("rstd", rstd)):
+        if value is None:
+            if name == "rstd" or centred:
+                raise ValueError(f"{call}: expected {name} of shape {shape}, as the forward call returns it; got None")
+            continue
+        if value.shape != shape:
+            raise ValueError(f"{call}: expected {name} of shape {shape}, as the forward call returns it; got shape {value.shape}")
+        if value.dtype != wanted:
+            raise TypeError(f"{call}: expected {name} of dtype {wanted}, as the forward call returns it; got {value.dtype}")
+
+
+def like(call: str, name: str, value: Array, x: Array) -> None:
+    """x's shape and dtype."""
+    if value.shape != x.shape:
+        raise ValueError(f"{call}: expected {name} of x's shape {x.shape}, got {value.shape}")
+    if value.dtype != x.dtype:
+        raise TypeError(f"{call}: expected {name} of x's dtype {x.dtype}, got {value.dtype}")
+
+
+def writeable(call: str, **arrays: Array) -> None:
+    """What a call changes may be changed."""
+    for name, value in arrays.items():
+        if not value.flags.writeable:
+            raise ValueError(f"{call}: expected {name} to be writeable, since training updates it; got a read-only array")
+
+
+def activation(call: str, name: object) -> None:
+    """One of ACTIVATIONS, or None."""
+    if name is not None and name not in ACTIVATIONS:
+        raise ValueError(f"{call}: expected activation to be one of {', '.join(map(repr, ACTIVATIONS))} or None, got {name!r}")
+
+
+def positive(call: str, name: str, value: object) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{call}: expected {name} to be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{call}: expected {name} to be at least 1, got {value!r}")
+    return int(value)
+
+
+def groups(call: str, number: object, channels: int, axis: int, shape: tuple[int, ...]) -> int:
+    """Divides the number of channels."""
+    found = positive(call, "num_groups", number) if call.startswith("group_norm") else channels
+    if channels % max(found, 1):
+        raise ValueError(f"{call}: expected num_groups to divide the {channels} channels (axis {axis} of shape {shape}), got {found}")
+    return found
+
+
+def several_in_group(call: str, shape: tuple[int, ...], groups: int) -> None:
+    """As PyTorch, which counts the values of a group over all samples."""
+    if math.prod(shape) == groups:
+        raise ValueError(f"{call}: expected more than 1 value a group, got x of shape {shape} with num_groups {groups}")
+
+
+def several_spatial(call: str, shape: tuple[int, ...], axes: layouts.Axes) -> None:
+    """A channel of a sample has more than one value."""
+    if math.prod(size for axis, size in enumerate(shape) if axis not in (axes.batch, axes.channel)) == 1:
+        raise ValueError(f"{call}: expected more than 1 spatial element, got x of shape {shape}")
+
+
+def rank(call: str, shape: tuple[int, ...], least: int) -> None:
+    """At least so many axes."""
+    if len(shape) < least:
+        raise ValueError(f"{call}: expected x of at least {least} axes, got shape {shape}")
+
+
+def norm_exists(call: str, p: float, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """The largest of no values is none."""
+    if math.isinf(p) and math.prod(shape[axis] for axis in axes) == 0:
+        raise ValueError(f"{call}: expected values along dim {axes} for p = {p}, got x of shape {shape}")
+
+
+def normalized_shape(call: str, given: object, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The last axes of x."""
+    sizes = (given,) if isinstance(given, (int, np.integer)) and not isinstance(given, bool) else given
+    if not isinstance(sizes, tuple) or not all(isinstance(size, (int, np.integer)) and not isinstance(size, bool) for size in sizes):
+        raise TypeError(f"{call}: expected normalized_shape to be a whole number or a tuple of these, got {given!r}")
+    if not sizes or shape[-len(sizes) :] != sizes:
+        raise ValueError(f"{call}: expected normalized_shape to be the sizes of the last axes of x of shape {shape}, got {given!r}")
+    return tuple(int(size) for size in sizes)
 
 
 def running(call: str, mean: Array | None, var: Array | None, *, needed: bool) -> None:
@@ -75,6 +162,12 @@ def running(call: str, mean: Array | None, var: Array | None, *, needed: bool) -
         raise ValueError(f"{call}: expected running_mean and running_var both or neither, got no {missing}")
     if needed and mean is None:
         raise ValueError(f"{call}: expected running_mean and running_var, which inference normalizes by; got None")
+
+
+def flag(call: str, name: str, value: object) -> None:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{call}: expected {name} to be True or False, got {value!r}")
 
 
 def number(call: str, name: str, value: object) -> float:
@@ -104,8 +197,13 @@ def out_like(call: str, out: Array, shape: tuple[int, ...], dtype: np.dtype[Any]
         raise ValueError(f"{call}: expected out of shape {shape}, got {out.shape}")
     if out.dtype != dtype:
         raise TypeError(f"{call}: expected out of dtype {dtype}, got {out.dtype}")
-    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.strides, strict=True)):
-        raise ValueError(f"{call}: expected every element of out to have its own place, got strides {out.strides} for shape {out.shape}")
+    extent = out.itemsize  # of the axes with smaller strides; a stride within it leads to a place that is taken
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if out.size and size > 1):
+        if stride < extent:
+            raise ValueError(
+                f"{call}: expected every element of out to have its own place, got strides {out.strides} for shape {out.shape}"
+            )
+        extent += stride * (size - 1)
 
 
 def out_free(call: str, out: Array, inputs: Sequence[tuple[str, Array | None]], whole: Sequence[str] = ("x",)) -> None:
@@ -120,8 +218,8 @@ def out_free(call: str, out: Array, inputs: Sequence[tuple[str, Array | None]], 
         if name in whole and same_place(out, value):
             continue
         if np.shares_memory(out, value):
-            allowed = f" (only {' or '.join(whole)} itself may be out)" if whole else ""
-            raise ValueError(f"{call}: expected out to be apart from the inputs{allowed}, but it overlaps {name}")
+            allowed = " or ".join(whole)
+            raise ValueError(f"{call}: expected out to be apart from the inputs (only {allowed} itself may be out), but it overlaps {name}")
 
 
 def same_place(a: Array, b: Array) -> bool:
@@ -153,7 +251,7 @@ def statistics_dtype(call: str, dtype: np.dtype[Any]) -> None:
         raise TypeError(f"{call}: expected x of a real or integer dtype, got {dtype}")
 
 
-def reduced_axes(call: str, axis: object, rank: int) -> tuple[int, ...]:
+def reduced_axes(call: str, axis: object, rank: int, name: str = "axis") -> tuple[int, ...]:
     """`axis` as NumPy's: None for all, one, or several different ones."""
     if axis is None:
         return tuple(range(rank))
@@ -161,9 +259,9 @@ def reduced_axes(call: str, axis: object, rank: int) -> tuple[int, ...]:
     found: list[int] = []
     for one in given:
         if isinstance(one, bool) or not isinstance(one, (int, np.integer)):
-            raise TypeError(f"{call}: expected axis to be None, a whole number or a tuple of these, got {axis!r}")
+            raise TypeError(f"{call}: expected {name} to be None, a whole number or a tuple of these, got {axis!r}")
         if not -rank <= one < rank:
-            raise np.exceptions.AxisError(f"{call}: expected axis from {-rank} to {rank - 1} for an array of {rank} axes, got {one}")
+            raise np.exceptions.AxisError(f"{call}: expected {name} from {-rank} to {rank - 1} for an array of {rank} axes, got {one}")
         found.append(int(one) % rank)
     if len(set(found)) != len(found):
         raise ValueError(f"{call}: expected different axes, got {axis!r}")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXTRA = "pip install 'cpunorm[cli]'"
 DONE, INCOMPLETE, REFUSED = 0, 1, 2
+DEFAULT = ("batch_norm inference", "batch_norm training")  # operations to compare
 
 
 class RefusedError(Exception):
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help=text, description=f"{text[0].upper()}{text[1:]}. Every result is checked first.")
     compare.set_defaults(run=_compare)
     compare.add_argument("--quick", action="store_true", help="three shapes, 1 and all threads, few rounds: under half a minute")
-    compare.add_argument("--op", metavar="NAME", help="operations whose name contains NAME (default: batch_norm)", default="batch_norm")
+    compare.add_argument("--op", metavar="NAME", help="operations whose name contains NAME (default: batch_norm, inference and training)")
     compare.add_argument(
         "--shape", metavar="N,C,H,W|NAME", action="append", help="this shape, or named ones that contain NAME; may be repeated"
     )
@@ -243,7 +244,7 @@ def _request(arguments: argparse.Namespace) -> tuple[Request, list[str]]:
     except (ValueError, OSError) as problem:
         raise RefusedError(str(problem)) from problem
     return measure.Request(
-        operations=_named(arguments.op, ops.OPERATIONS, "--op"),
+        operations=DEFAULT if arguments.op is None else _named(arguments.op, ops.OPERATIONS, "--op"),
         shapes=_shapes(arguments.shape, arguments.quick),
         layouts=arguments.layouts,
         backends=tuple(backend for backend in wanted if backend not in missing),

@@ -1,34 +1,36 @@
 """From checked arrays to a prepared call: the view and plan that fit their strides, the backend's driver, copies where no view fits.
 
-Preparing is done once for each combination of shapes, strides, dtypes, options and settings; `Prepared` objects are kept by
-`cpunorm.functional` and hold no array.
+Preparing is done once for each combination of shapes, strides, dtypes, options and settings; what it returns holds no array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any, cast
 
 import numpy as np
 
 from cpunorm import backends, machine, settings
-from cpunorm.layout import View, find_view
+from cpunorm.layout import CHANNEL, KEPT, REDUCED, View, find_view, memory_order
 from cpunorm.plan import Plan, Resources
 
 Array = np.ndarray[Any, Any]
-PlanMaker = Callable[[View, int, bool, Resources], Plan]
+Run = Callable[..., Any]  # the slots of `program.SLOTS` but scratch -> the scratch array
+
+PARAMETERS = slice(4, 8)  # of the slots: weight, bias, running_mean, running_var
 
 
 class Runner:
-    """A plan linked with a backend: runs on addresses."""
+    """A plan linked with a backend: runs on arrays as they are."""
 
     __slots__ = ("_driver", "_threads", "address", "plan", "program", "scratch")
 
     def __init__(self, plan: Plan, backend: str, dtype: str) -> None:
         module = backends.compiled(backend)
         self.plan = plan
-        # Tables are float64 whatever the data is: their kernel has one dtype.
-        self.program = plan.link(lambda kernel: module.address(kernel, "float64" if kernel == "fold_moments" else dtype))
+        # Tables are float64 whatever the data is: their kernels have one dtype.
+        self.program = plan.link(lambda name: module.address(name, "float64" if name in ("fold_moments", "fold_sums") else dtype))
         self._driver, self._threads = module.driver(plan.threads)
         self.address = self.program.address
         self.scratch = plan.scratch
@@ -36,13 +38,17 @@ class Runner:
     def __call__(
         self,
         x: Array,
+        second: Array | None = None,
         y: Array | None = None,
+        total: Array | None = None,
         weight: Array | None = None,
         bias: Array | None = None,
         running_mean: Array | None = None,
         running_var: Array | None = None,
         mean: Array | None = None,
         rstd: Array | None = None,
+        grad_weight: Array | None = None,
+        grad_bias: Array | None = None,
     ) -> Array:
         """Run on these arrays; returns the scratch array with the tables."""
         scratch = np.empty(self.scratch)
@@ -50,38 +56,20 @@ class Runner:
             self.address,
             self._threads,
             id(x),
+            0 if second is None else id(second),
             0 if y is None else id(y),
+            0 if total is None else id(total),
             0 if weight is None else id(weight),
             0 if bias is None else id(bias),
             0 if running_mean is None else id(running_mean),
             0 if running_var is None else id(running_var),
             0 if mean is None else id(mean),
             0 if rstd is None else id(rstd),
+            0 if grad_weight is None else id(grad_weight),
+            0 if grad_bias is None else id(grad_bias),
             id(scratch),
         )
         return scratch
-
-
-class Prepared:
-    """A `Runner` and the copies it needs: of an x or out whose strides, alignment or byte order have no view."""
-
-    __slots__ = ("_copy_x", "_copy_y", "_runner")
-
-    def __init__(self, runner: Runner, copy_x: bool, copy_y: bool) -> None:
-        self._runner = runner
-        self._copy_x = copy_x
-        self._copy_y = copy_y
-
-    def __call__(self, x: Array, y: Array, *rest: Array | None) -> None:
-        """Run with y as output; `rest` are the further slots of `Runner`."""
-        target = y
-        if self._copy_y:
-            y = np.empty_like(x, dtype=x.dtype.newbyteorder("="))
-        if self._copy_x:
-            x = packed_copy(x)
-        self._runner(x, y, *rest)
-        if self._copy_y:
-            target[...] = y
 
 
 def resources(threads: int | None) -> Resources:
@@ -89,16 +77,14 @@ def resources(threads: int | None) -> Resources:
     return Resources(settings.resolve_threads(threads), machine.caches())
 
 
-def compute_dtype(dtype: np.dtype[Any]) -> str:
-    """The dtype that kernels compute in."""
-    return "float64" if dtype.itemsize == 8 else "float32"
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that kernels compute in, and that statistics and parameters have."""
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
-def packed_copy(x: Array) -> Array:
-    """A copy without gaps, in native byte order, in x's own order of axes."""
-    copy = np.empty_like(x, dtype=x.dtype.newbyteorder("="))
-    copy[...] = x
-    return copy
+def packed_like(shape: Sequence[int], order: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """An array of `shape` without gaps whose axes lie in memory in this order."""
+    return cast(Array, np.empty([shape[axis] for axis in order], dtype).transpose(np.argsort(order)))
 
 
 def element_strides(x: Array) -> tuple[int, ...] | None:
@@ -108,17 +94,94 @@ def element_strides(x: Array) -> tuple[int, ...] | None:
     return tuple(stride // x.itemsize for stride in x.strides)
 
 
-def prepare(x: Array, out: Array | None, roles: str, make: PlanMaker, *, in_place: bool, backend: str, threads: int | None) -> Prepared:
-    """Find strides of x and of the result that share a view, copying neither, x, out or both, and plan for them."""
-    result = np.empty_like(x) if out is None else out
-    packed = element_strides(np.empty_like(x, dtype=x.dtype.newbyteorder("=")))
-    for copy_x, copy_y in ((False, False), (True, False), (False, True), (True, True)):
-        x_strides = packed if copy_x else element_strides(x)
-        y_strides = packed if copy_y else element_strides(result)
-        if x_strides is None or y_strides is None:
-            continue
-        view = find_view(x.shape, (x_strides, y_strides), roles)
-        if view is not None:
-            plan = make(view, x.itemsize, in_place and not (copy_x or copy_y), resources(threads))
-            return Prepared(Runner(plan, backend, compute_dtype(x.dtype)), copy_x, copy_y)
-    raise AssertionError(f"no view of a packed copy: {x.shape}, {roles}")
+def canonical_order(roles: str) -> list[int]:
+    """Kept axes first, then the channel, then the reduced ones: in this order a packed array always has a view."""
+    return sorted(range(len(roles)), key=lambda axis: (KEPT, CHANNEL, REDUCED).index(roles[axis]))
+
+
+def prepare(
+    x: Array,
+    second: Array | None,
+    out: Array,
+    roles: str,
+    make: Callable[[View, bool, Resources], Plan],
+    *,
+    backend: str,
+    threads: int | None,
+    in_place: bool = False,
+    ordered: bool = False,
+    apart: bool = False,
+) -> Run:
+    """A runner for arrays like these. Where their strides share no view, the fewest of them are copied (into a packed temporary).
+
+    `in_place`: out is x or second. `ordered`: the axes must lie in memory in their own order (their elements belong to those of a weight).
+    `apart`: the kernels cannot write over what they read.
+    """
+    operands = [x, *([] if second is None else [second]), out]
+    orders = [canonical_order(roles)]
+    if not ordered:
+        orders.insert(0, sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
+    strides = [element_strides(operand) for operand in operands]
+    for count in range(len(operands) + 1):
+        for copied in combinations(range(len(operands)), count):
+            if apart and in_place and len(operands) - 1 not in copied:
+                continue
+            for order in orders:
+                packed = element_strides(packed_like(x.shape, order, x.dtype.newbyteorder("=")))
+                tried = [packed if i in copied else own for i, own in enumerate(strides)]
+                if None in tried or (ordered and memory_order(x.shape, cast(Any, tried[0])) != _long_axes(x.shape)):
+                    continue
+                view = find_view(x.shape, tuple(cast(Any, tried)), roles)
+                if ordered and view is not None and view.outer > 1 and not view.kept_outer:
+                    continue  # one row in pieces that lie apart
+                if view is not None:
+                    plan = make(view, in_place and not copied, resources(threads))
+                    runner = Runner(plan, backend, compute_dtype(x.dtype).name)
+                    return _with_copies(runner, copied, order, second is not None) if copied else runner
+    raise AssertionError(f"no view of packed copies: {x.shape}, {roles}")
+
+
+def _long_axes(shape: tuple[int, ...]) -> list[int]:
+    return [axis for axis, size in enumerate(shape) if size != 1]
+
+
+def _with_copies(runner: Runner, copied: tuple[int, ...], order: Sequence[int], has_second: bool) -> Run:
+    """Run on packed copies of the operands numbered in `copied`."""
+
+    def run(x: Array, second: Array | None, y: Array, *rest: Array | None) -> Array:
+        operands: list[Any] = [x, *([second] if has_second else []), y]
+        for i in copied:
+            given = operands[i]
+            operands[i] = packed_like(given.shape, order, given.dtype.newbyteorder("="))
+            if i < len(operands) - 1:
+                operands[i][...] = given
+        scratch = runner(operands[0], operands[1] if has_second else None, operands[-1], *rest)
+        if operands[-1] is not y:
+            y[...] = operands[-1]
+        return scratch
+
+    run.plan = runner.plan  # type: ignore[attr-defined]
+    return run
+
+
+def with_parameters(run: Run, parameters: Sequence[Array | None], dtype: np.dtype[Any], *, written: bool) -> Run:
+    """`run` with parameters that kernels can read: those of another dtype or with gaps are copied, running statistics back."""
+    if all(value is None or (value.dtype == dtype and _readable(value)) for value in parameters):
+        return run
+
+    def with_copies(*arrays: Array | None) -> Array:
+        given = arrays[PARAMETERS]
+        copies = [None if value is None else np.array(value, dtype, order="C") for value in given]
+        scratch = run(*arrays[: PARAMETERS.start], *copies, *arrays[PARAMETERS.stop :])
+        if written:
+            with np.errstate(all="ignore"):
+                for value, copy in zip(given[2:], copies[2:], strict=True):
+                    if value is not None:
+                        value[...] = copy
+        return cast(Array, scratch)
+
+    return with_copies
+
+
+def _readable(parameter: Array) -> bool:
+    return bool(parameter.flags.c_contiguous and parameter.flags.aligned and parameter.dtype.isnative)

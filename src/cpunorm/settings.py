@@ -86,7 +86,7 @@ def _number(variable: str) -> int | None:
     text = os.environ.get(variable)
     if not text:
         return None
-    number = int(text) if text.strip().isdigit() else text
+    number = int(text) if text.strip().isdecimal() else text
     check.threads(f"environment variable {variable}", number)
     return int(number)
 
@@ -106,7 +106,7 @@ def environment_threads() -> list[tuple[str, int | None]]:
 def _omp_threads() -> int | None:
     """OMP_NUM_THREADS may be a list, one number a nesting level; the first is ours. What is no number is OpenMP's to complain about."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(text) if text.isdigit() and int(text) > 0 else None
+    return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
 def resolve_threads(asked: int | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,7 +22,12 @@ CHUNK = 1 << 14  # values checked at a time, in cache
 # How far NumPy and PyTorch may be from the float64 reference: both sum some layouts' float32 in float32, which loses digits with the
 # length of the sum. This asks whether they compute the same thing; how well they do is in the column of the largest error. Ours get
 # `ops.tolerance`.
-PEER_TOLERANCE = {"float32": {"rtol": 0.01, "atol": 0.05}, "float64": {"rtol": 1e-9, "atol": 1e-9}}
+PEER_TOLERANCE = {
+    "float16": {"rtol": 0.02, "atol": 0.05},
+    "bfloat16": {"rtol": 0.05, "atol": 0.1},
+    "float32": {"rtol": 0.01, "atol": 0.05},
+    "float64": {"rtol": 1e-9, "atol": 1e-9},
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ def backend(row: Operation, inputs: Inputs, name: str, threads: int, out: Array)
     """One of ours, writing into `out` where the function can."""
     inputs = fresh(inputs, row)
     options: dict[str, Any] = {"backend": name, "threads": threads}
-    if "out" in inspect.signature(row.function).parameters:
+    if row.takes_out:
         options["out"] = out
-    return Contestant(name, lambda: row.call(inputs, **options), tuple, ops.tolerance(inputs["x"].dtype.name))
+    return Contestant(name, lambda: row.call(inputs, **options), tuple, row.tolerance(inputs))
 
 
 def numpy(row: Operation, inputs: Inputs) -> Contestant | None:
@@ -63,16 +67,27 @@ def torch(row: Operation, inputs: Inputs) -> Contestant | None:
     """PyTorch, where it is installed. It allocates its results, as it does for its users."""
     if find_spec("torch") is None:
         return None
-    inputs = fresh(inputs, row)
     rank, layout = inputs["x"].ndim, inputs.get("layout")
+    try:
+        row.torch(fresh(inputs, row))()
+    except (NotImplementedError, RuntimeError):  # it has not every operation in every dtype
+        return None
+    inputs = fresh(inputs, row)
 
     def results(given: Any) -> tuple[Array, ...]:
-        arrays = [value.numpy() for value in (given if isinstance(given, tuple) else (given,))]
+        arrays = [_array(value) for value in (given if isinstance(given, tuple) else (given,))]
         if layout is not None:
             arrays = [value.transpose(ops.layout_axes(layout, rank)) if value.ndim == rank else value for value in arrays]
         return (*arrays, *(inputs[name] for name in row.updates))
 
     return Contestant(TORCH, row.torch(inputs), results, PEER_TOLERANCE[inputs["x"].dtype.name])
+
+
+def _array(tensor: Any) -> Array:
+    """A tensor as an array that NumPy computes with."""
+    import torch
+
+    return np.asarray(tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy())
 
 
 def set_torch_threads(threads: int) -> None:
@@ -112,11 +127,37 @@ def _batch_norm(
     return y, running_mean, running_var
 
 
+def _layer_norm(x: Array, normalized_shape: tuple[int, ...], weight: Array, bias: Array, eps: float = 1e-5) -> tuple[Array, ...]:
+    axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
+    return ((x - x.mean(axis=axes, keepdims=True)) / np.sqrt(x.var(axis=axes, keepdims=True) + eps) * weight + bias,)
+
+
+def _rms_norm(x: Array, normalized_shape: tuple[int, ...], weight: Array, eps: float) -> tuple[Array, ...]:
+    axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
+    return (x / np.sqrt((x * x).mean(axis=axes, keepdims=True) + eps) * weight,)
+
+
+def _group_norm(x: Array, weight: Array, bias: Array, layout: str, num_groups: int | None = None, eps: float = 1e-5) -> tuple[Array, ...]:
+    first = ops.channels_first(x, layout)
+    split = first.reshape(first.shape[0], num_groups or first.shape[1], -1)
+    y = (split - split.mean(axis=2, keepdims=True)) / np.sqrt(split.var(axis=2, keepdims=True) + eps)
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    y = y.reshape(first.shape) * weight.reshape(shape) + bias.reshape(shape)
+    return (y.transpose(ops.layout_axes(layout, x.ndim)),)
+
+
 def _mean_var(x: Array, axis: tuple[int, ...]) -> tuple[Array, ...]:
     return x.mean(axis=axis), x.var(axis=axis)
 
 
-IDIOMS: dict[str, Callable[..., tuple[Array, ...]]] = {"batch_norm": _batch_norm, "mean_var": _mean_var}
+IDIOMS: dict[str, Callable[..., tuple[Array, ...]]] = {
+    "batch_norm": _batch_norm,
+    "instance_norm": _group_norm,
+    "group_norm": _group_norm,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "mean_var": _mean_var,
+}
 
 
 # ---------------------------------------------------------------- the check

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cpunorm.compare.measure import Request, Result, Row
 COLOURS = {"numba": "#0072b2", "c": "#e69f00", "numpy": "#999999", contestants.NUMPY: "#666666", contestants.TORCH: "#cc79a7"}
 WIDTH, DPI = 16, 100  # inches; 1600 pixels
 BAR, HEAD = 0.2, 0.62  # inches of a bar, and around the bars of a panel
+COLUMNS = 2
 GAP = 0.8  # between groups, in bars
 
 
@@ -28,16 +29,20 @@ def draw(file: Path, request: Request, result: Result) -> None:
         case: [list(bars) for _, bars in groupby(group, key=lambda row: (row.layout, row.case_threads))]
         for case, group in ((case, [row for row in rows if row.case == case]) for case in dict.fromkeys(row.case for row in rows))
     }
-    names = [name for name in request.shapes if any(case[1] == name for case in panels)]
-    operations = [name for name in request.operations if any(case[0] == name for case in panels)]
-    heights = [max(_bars(panels.get((operation, name), [])) for operation in operations) * BAR + HEAD for name in names]
+    cases = list(panels)
+    columns = min(COLUMNS, len(cases))
+    lines = [cases[start : start + columns] for start in range(0, len(cases), columns)]
+    heights = [max(_bars(panels[case]) for case in line) * BAR + HEAD for line in lines]
     with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(WIDTH, sum(heights) + 1.9), dpi=DPI, layout="constrained")
-        axes = figure.subplots(len(names), len(operations), squeeze=False, sharex="col", height_ratios=heights)
-        for line, name in enumerate(names):
-            for column, operation in enumerate(operations):
-                _panel(axes[line][column], panels.get((operation, name), []))
-                axes[line][column].set_title(f"{operation}: {_shape(name, request)}", loc="left", fontsize=11, fontweight="bold")
+        axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
+        for axis, case in zip_longest(axes.flat, cases):
+            if case is None:
+                axis.set_visible(False)
+                continue
+            _panel(axis, panels[case])
+            operation, name = case
+            axis.set_title(f"{operation}: {_shape(name, request)}", loc="left", fontsize=11, fontweight="bold")
         for axis in axes[-1]:
             axis.set_xlabel("GB/s: bytes that have to be read and written, per second")
         figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)  # type: ignore[union-attr, call-arg]

@@ -33,10 +33,10 @@ def _decode(file: Any) -> Array:
         return np.asarray(picture.convert("RGB"))
 
 
-def batch(pictures: list[Array], shape: tuple[int, ...], dtype: str) -> Array:
-    """Channels first, values from 0 to 1. Pictures are cut or tiled to size, each one from another corner, so that no two are the same."""
+def batch(pictures: list[Array], shape: tuple[int, ...]) -> Array:
+    """Channels first, float32, values from 0 to 1. Pictures are cut or tiled to size, each from another corner: no two are the same."""
     count, _, height, width = shape
-    made = np.empty(shape, dtype)
+    made = np.empty(shape, np.float32)
     for index in range(count):
         picture = pictures[index % len(pictures)]
         rows, columns = (

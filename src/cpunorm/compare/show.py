@@ -121,18 +121,17 @@ def markdown(request: Request, result: Result) -> str:
     """A GitHub table: a line each operation, shape, layout and number of threads."""
     names = list(dict.fromkeys(row.contestant for row in result.rows))
     lines = [headline(result), "", machine_line(request) + ".", ""]
-    lines += ["| operation, shape | layout | threads | limit | " + " | ".join(label(name) for name in names) + " |"]
-    lines += ["|---|---|--:|--:|" + "--:|" * len(names)]
+    lines += ["| operation, shape | layout | threads | " + " | ".join(label(name) for name in names) + " |"]
+    lines += ["|---|---|--:|" + "--:|" * len(names)]
     plain = {(row.case, row.layout): row for row in result.rows if row.contestant == contestants.NUMPY}
     for (case, layout, threads), group in groupby(_by_threads(result.rows, plain), key=lambda row: (row.case, row.layout, row.threads)):
         rows = {row.contestant: row for row in group}
         if (case, layout) in plain:
             rows.setdefault(contestants.NUMPY, plain[case, layout])
         first = next(iter(rows.values()))
-        limit_text = "n/a (no C part)" if first.limit is None else f"{first.bytes / first.limit / 1e9:.1f} GB/s"
         cells = [_cell(rows[name]) if name in rows else "" for name in names]
-        lines.append(f"| {case[0]}, {shape_text(first, request.shapes)} | {layout} | {threads} | {limit_text} | {' | '.join(cells)} |")
-    lines += ["", LIMIT_TEXT + " Speed-ups are over NumPy, which has one thread."]
+        lines.append(f"| {case[0]}, {shape_text(first, request.shapes)} | {layout} | {threads} | {' | '.join(cells)} |")
+    lines += ["", "In brackets: percent of the limit. " + LIMIT_TEXT]
     return "\n".join(lines)
 
 
@@ -143,14 +142,7 @@ def _by_threads(rows: list[Row], plain: dict[Any, Row]) -> list[Row]:
 
 
 def _cell(row: Row) -> str:
-    if row.contestant == contestants.NUMPY:
-        return f"{_ms(row.timing.minimum)} ms, {row.rate:.1f} GB/s"
-    parts = [f"{_ms(row.timing.minimum)} ms", f"{row.rate:.1f} GB/s"]
-    if row.percent is not None:
-        parts.append(f"{row.percent:.0f}%")
-    if row.speedup is not None:
-        parts.append(f"{row.speedup:.1f}x")
-    return ", ".join(parts)
+    return f"{_ms(row.timing.minimum)} ms" + ("" if row.percent is None else f" ({row.percent:.0f}%)")
 
 
 def _ms(seconds: float) -> str:

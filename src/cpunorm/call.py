@@ -1,0 +1,291 @@
+"""What all public functions share: arguments to arrays, the look-up of prepared calls, results allocated, `out` checked.
+
+A call is looked up by all that its checks and its plan depend on (shapes, strides, dtypes, options, settings); what that finds is ready to
+run. Only what may change between such calls is checked every time: that `out` may be written and does not overlap an input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cpunorm import backends, check, dispatch, settings
+from cpunorm.dispatch import Run
+from cpunorm.layout import View
+from cpunorm.plan import Data, Plan, Resources
+
+Array = np.ndarray[Any, Any]
+
+_PREPARED: dict[Any, Any] = {}
+_PREPARED_LIMIT = 4096  # calls remembered; a program whose shapes never repeat starts anew then
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_PREPARED.clear)  # a forked child has no threads: its plans are serial
+
+
+class Prepared(NamedTuple):
+    """What runs on the slots of `program.SLOTS`, and the shape of the statistics (None where there are none)."""
+
+    run: Run
+    stats: tuple[int, ...] | None = None
+    centred: bool = True
+    parameters: tuple[int, ...] = ()  # a gradient: the shape of grad_weight and grad_bias
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arrays of a call that has not been prepared yet. In a gradient x is the gradient and second what was normalized."""
+
+    call: str
+    x: Array
+    second: Array | None
+    like: Array  # without out, the result lies in memory as this does
+    weight: Array | None
+    bias: Array | None
+    running_mean: Array | None
+    running_var: Array | None
+    mean: Array | None
+    rstd: Array | None
+    out: Array | None
+    in_place: bool
+    activation: str | None
+    backend: str | None
+    threads: int | None
+
+    def check(self, dtypes: tuple[str, ...] = check.FLOATS) -> None:
+        """What every call checks."""
+        check.backend(self.call, self.backend)
+        check.threads(self.call, self.threads)
+        check.float_dtype(self.call, "x" if self.mean is self.rstd is None else "grad", self.x.dtype, dtypes)
+        check.activation(self.call, self.activation)
+        if self.out is not None:
+            check.out_like(self.call, self.out, self.x.shape, self.x.dtype)
+
+    def check_residual(self) -> None:
+        """x's shape and dtype."""
+        if self.second is not None:
+            check.like(self.call, "residual", self.second, self.x)
+
+    def build(
+        self,
+        roles: str,
+        make: Callable[[View, Data, Resources], Plan],
+        reference: Run,
+        *,
+        written: bool = False,
+        ordered: bool = False,
+        apart: bool = False,
+        finish: Callable[[Run], Run] | None = None,
+    ) -> Run:
+        """The compiled program, with what copies it needs, or the reference. `finish` wraps the former; see `dispatch.prepare`."""
+        name = backends.choose(self.backend)
+        if name == "numpy" or self.x.size == 0:
+            return reference
+        data = Data(self.x.dtype.newbyteorder("=").name, self.second is not None, self.activation)
+
+        def plan(view: View, in_place: bool, resources: Resources) -> Plan:
+            return make(view, Data(data.dtype, data.second, data.activation, in_place), resources)
+
+        run = dispatch.prepare(
+            self.x,
+            self.second,
+            np.empty_like(self.like) if self.out is None else self.out,
+            roles,
+            plan,
+            backend=name,
+            threads=self.threads,
+            in_place=self.in_place,
+            ordered=ordered,
+            apart=apart,
+        )
+        if finish is not None:
+            run = finish(run)
+        parameters = (self.weight, self.bias, self.running_mean, self.running_var)
+        return dispatch.with_parameters(run, parameters, dispatch.compute_dtype(self.x.dtype), written=written)
+
+
+def array(call: str, name: str, value: Any) -> Any:
+    """An ndarray, or None as it is."""
+    return value if value is None or type(value) is np.ndarray else check.array(call, name, value)
+
+
+def of(value: Array | None) -> Any:
+    """What a check or a plan may depend on."""
+    return None if value is None else (value.shape, value.strides, value.dtype)
+
+
+def find(key: Any) -> Any:
+    """What was prepared for this key; None if nothing was, or if an option cannot be hashed (the checks will refuse it)."""
+    try:
+        return _PREPARED.get(key)
+    except TypeError:
+        return None
+
+
+def remember(key: Any, prepared: Any) -> Any:
+    """Keep and return `prepared`."""
+    if len(_PREPARED) >= _PREPARED_LIMIT:
+        _PREPARED.clear()
+    _PREPARED[key] = prepared
+    return prepared
+
+
+def normalize(
+    call: str,
+    prepare: Callable[..., Prepared],
+    options: tuple[Any, ...],
+    x: Any,
+    residual: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    out: Any = None,
+    activation: str | None = None,
+    return_stats: bool = False,
+    return_sum: bool = False,
+    updates: bool = False,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """A forward call: y, or (y, mean, rstd), or (y, rstd), and the sum last where it is asked for."""
+    if type(x) is not np.ndarray:
+        x = check.array(call, "x", x)
+    residual, weight, bias = array(call, "residual", residual), array(call, "weight", weight), array(call, "bias", bias)
+    running_mean, running_var = array(call, "running_mean", running_mean), array(call, "running_var", running_var)
+    in_place = False
+    if out is not None:
+        out = array(call, "out", out)
+        in_place = check.same_place(out, x) or (residual is not None and check.same_place(out, residual))
+    key = (
+        call,
+        options,
+        (*map(type, options), type(threads)),  # True, 1 and 1.0 are one key otherwise
+        of(x),
+        of(weight),
+        of(bias),
+        of(running_mean),
+        of(running_var),
+        of(residual),
+        of(out),
+        in_place,
+        activation,
+        backend,
+        threads,
+        settings.current(),
+    )
+    prepared = find(key)
+    if prepared is None:
+        request = Request(
+            call, x, residual, x, weight, bias, running_mean, running_var, None, None, out, in_place, activation, backend, threads
+        )
+        prepared = remember(key, prepare(request, *options))
+    if updates and running_mean is not None:
+        check.writeable(call, running_mean=running_mean, running_var=running_var)
+    if out is None:
+        y = np.empty_like(x)
+    else:
+        given = (("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var))
+        check.out_free(call, out, (("x", x), ("residual", residual), *given), ("x", "residual"))
+        y = out
+    mean = rstd = total = None
+    if return_stats:
+        dtype = dispatch.compute_dtype(x.dtype)
+        mean, rstd = np.empty(prepared.stats, dtype) if prepared.centred else None, np.empty(prepared.stats, dtype)
+    if return_sum:
+        total = np.empty(x.shape, x.dtype.newbyteorder("="))
+    prepared.run(x, residual, y, total, weight, bias, running_mean, running_var, mean, rstd, None, None)
+    if not (return_stats or return_sum):
+        return y
+    return tuple(value for value in (y, mean, rstd, total) if value is not None)
+
+
+def gradient(
+    call: str,
+    prepare: Callable[..., Prepared],
+    options: tuple[Any, ...],
+    grad: Any,
+    x: Any,
+    mean: Any = None,
+    rstd: Any = None,
+    weight: Any = None,
+    *,
+    out: Any = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """A backward call: (grad_x, grad_weight, grad_bias), (grad_x, grad_weight) where there is no mean, grad_x where there is no rstd."""
+    grad, x = check.array(call, "grad", grad), check.array(call, "x", x)
+    mean, rstd, weight, out = (array(call, n, v) for n, v in (("mean", mean), ("rstd", rstd), ("weight", weight), ("out", out)))
+    in_place = out is not None and (check.same_place(out, grad) or check.same_place(out, x))
+    key = (
+        call,
+        options,
+        (*map(type, options), type(threads)),
+        of(grad),
+        of(x),
+        of(mean),
+        of(rstd),
+        of(weight),
+        of(out),
+        in_place,
+        backend,
+        threads,
+        settings.current(),
+    )
+    prepared = find(key)
+    if prepared is None:
+        check.like(call, "grad", grad, x)
+        request = Request(call, grad, x, x, weight, None, None, None, mean, rstd, out, in_place, None, backend, threads)
+        prepared = remember(key, prepare(request, *options))
+    if out is None:
+        y = np.empty_like(x)
+    else:
+        given = (("grad", grad), ("x", x), ("mean", mean), ("rstd", rstd), ("weight", weight))
+        check.out_free(call, out, given, ("grad", "x"))
+        y = out
+    if rstd is None:
+        prepared.run(grad, x, y, None, None, None, None, None, None, None, None, None)
+        return y
+    dtype = dispatch.compute_dtype(x.dtype)
+    mean, rstd = (None if v is None else np.ascontiguousarray(v, dtype) for v in (mean, rstd))
+    parts = [np.empty(prepared.parameters, dtype) for _ in range(1 if mean is None else 2)]
+    prepared.run(grad, x, y, None, weight, None, None, None, mean, rstd, parts[0], None if mean is None else parts[1])
+    if weight is not None:
+        with np.errstate(all="ignore"):
+            parts = [part.astype(weight.dtype.newbyteorder("="), copy=False) for part in parts]
+    return (y, *parts)
+
+
+def write(results: tuple[Array, ...], *targets: Array | None) -> None:
+    """Each rounded once, where it is wanted."""
+    with np.errstate(all="ignore"):
+        for result, target in zip(results, targets, strict=False):
+            if target is not None:
+                target[...] = result
+
+
+def empty_results(*arrays: Array | None) -> None:
+    """No values: mean 0, rstd NaN, running statistics as they were."""
+    write((np.zeros(()), np.full((), np.nan)), *arrays[8:10])
+
+
+def zero_gradients(*arrays: Array | None) -> None:
+    """Of an empty batch."""
+    write((np.zeros(()), np.zeros(())), *arrays[10:12])
+
+
+def statistics_of(run: Run, tables: Array) -> Array:
+    """Count, mean and M2 of the units, from the scratch array that a run returns."""
+    tables_of = run.plan.tables  # type: ignore[attr-defined]
+    start, units = tables_of["statistics"], tables_of["units"]
+    return tables[start : start + 3 * units].reshape(3, units)
+
+
+def or_zeros(request: Request, roles: str, make: Any, run_reference: Any, *, ordered: bool = False) -> Any:
+    """What runs; for an empty batch, zeros."""
+    return zero_gradients if request.x.size == 0 else request.build(roles, make, run_reference, ordered=ordered)

@@ -1,0 +1,199 @@
+"""Recipes: each operation as a plan, its steps and what each needs. The pieces are in `cpunorm.plan`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cpunorm.layout import View
+from cpunorm.plan import (
+    PIECE_BYTES,
+    PIECE_ROWS,
+    RING,
+    TILE,
+    Data,
+    Phase,
+    Plan,
+    Resources,
+    Scratch,
+    Step,
+    Value,
+    affine_bytes,
+    affine_step,
+    by_unit,
+    coefficients_of,
+    coefficients_table,
+    depth_block,
+    fold_phases,
+    merge_entries,
+    merge_groups,
+    phase_of,
+    reduce,
+    scheduled,
+    threads_for,
+    with_groups,
+)
+
+
+def batch_norm(view: View, data: Data, resources: Resources, *, training: bool, eps: float, momentum: float) -> Plan:
+    """Training: moments -> fold_moments -> fold_statistics -> affine, channel by channel where one fits; else fold_running -> affine."""
+    scratch = Scratch()
+    threads = threads_for((2 + training + data.second) * view.size * data.itemsize, resources)
+    coefficients = coefficients_of(view, data, scratch, outer=False)
+    affine = affine_step(view, data, coefficients, resources.caches)
+    channels = view.channels
+    common: dict[str, Value] = {"items": channels, "groups": channels, "weighted": 1, "eps": eps, "momentum": momentum, **coefficients}
+    if not training:
+        phases = (*fold_phases([Step("fold_running", common)], 1), phase_of(affine, affine_bytes(data), threads))
+        return Plan(phases, scratch.size, threads)
+    inputs = Data(data.dtype)  # the residual comes after the statistics
+    reduction = reduce("moments_" + view.form, view, inputs, scratch)
+    merge, where = merge_entries("fold_moments", reduction, scratch)
+    folds = (*merge, Step("fold_statistics", common | where))
+    return scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches)
+
+
+def group_norm(view: View, data: Data, resources: Resources, *, groups: int, eps: float) -> Plan:
+    """moments -> fold_moments -> fold_statistics -> affine; a unit is a group of channels of a sample (instance norm: a channel)."""
+    scratch = Scratch()
+    channels = view.channels
+    samples = view.outer if view.kept_outer else 1
+    threads = threads_for((3 + data.second) * view.size * data.itemsize, resources)
+    coefficients = coefficients_of(view, data, scratch, outer=view.kept_outer)
+    affine = affine_step(view, data, coefficients, resources.caches)
+    reduction = reduce("moments_" + view.form, view, Data(data.dtype), scratch, groups=groups if view.form == "runs" else 0)
+    merge, where = merge_entries("fold_moments", reduction, scratch)
+    units = samples * groups
+    if view.form == "columns" and groups != channels:
+        step, where = merge_groups(channels // groups, units, where, scratch)
+        merge = (*merge, step)
+    common: dict[str, Value] = {"items": units, "groups": groups, "weighted": 1, "eps": eps, **coefficients}
+    folds = (*merge, Step("fold_statistics", common | where))
+    plan = scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches)
+    return Plan(plan.phases, plan.scratch, plan.threads, {"statistics": int(where["statistics"]), "units": int(where["units"])})
+
+
+def layer_norm(view: View, data: Data, resources: Resources, *, eps: float, centred: bool) -> Plan:
+    """moments -> fold_moments -> fold_statistics -> affine_rows; a unit is a row. Not `centred` it is RMS norm."""
+    scratch = Scratch()
+    rows = view.outer * view.middle
+    threads = threads_for((3 + data.second) * view.size * data.itemsize, resources)
+    coefficients = coefficients_table(rows, 1, 1, 1, data, scratch)
+    affine = affine_step(view, data, coefficients, resources.caches, kernel="affine_rows", tiled=data.second)
+    reduction = reduce("moments_runs", view, data, scratch, centred=centred)
+    merge, where = merge_entries("fold_moments", reduction, scratch)
+    folds = (*merge, Step("fold_statistics", {"items": rows, "groups": 1, "eps": eps, **coefficients, **where}))
+    return scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches)
+
+
+def normalize(view: View, data: Data, resources: Resources, *, eps: float) -> Plan:
+    """moments (not centred) -> fold_moments -> fold_norms -> affine: the L2 norm."""
+    scratch = Scratch()
+    threads = threads_for(3 * view.size * data.itemsize, resources)
+    outer = view.kept_outer
+    reduction = reduce("moments_" + view.form, view, data, scratch, centred=False)
+    coefficients = coefficients_of(view, data, scratch, outer=outer)
+    affine = affine_step(view, data, coefficients, resources.caches)
+    merge, where = merge_entries("fold_moments", reduction, scratch)
+    folds = (*merge, Step("fold_norms", {"items": reduction.units, "eps": eps, **coefficients, **where}))
+    plan = scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches)
+    return plan
+
+
+def local_response_norm(view: View, data: Data, resources: Resources, *, size: int, alpha: float, beta: float, k: float) -> Plan:
+    """One window step; with a second operand its gradient."""
+    threads = threads_for(2 * view.size * data.itemsize, resources)
+    before, after = (min(reach, view.channels) for reach in (size // 2, (size - 1) // 2))
+    name = "window_gradient_" if data.second else "window_"
+    fields = data.fields(view) | {"channels": view.channels, "before": before, "after": after}
+    fields |= {"size": float(size), "alpha": alpha, "beta": beta, "k": k}
+    fields |= {"store": "store_plain"} | data.store(view, resources.caches, tiled=True)
+    if view.form == "runs":
+        grain = min(TILE, RING // (before + after + 1)) if data.second else TILE
+        pieces = -(-view.last // grain)
+        fields |= {"items": view.outer * pieces, "pieces": pieces, "grain": grain}
+        item_bytes = view.channels * grain * data.itemsize
+    else:
+        fields |= {"items": view.outer * view.middle}
+        item_bytes = view.channels * data.itemsize
+    return Plan((phase_of(Step(name + view.form, fields), 2 * item_bytes, threads),), 0, threads)
+
+
+def moments(view: View, data: Data, resources: Resources, *, centred: bool = True) -> Plan:
+    """moments -> fold_moments; the result is the table ``statistics``: rows of count, mean and M2, in the order of the view's units."""
+    scratch = Scratch()
+    threads = threads_for(view.size * data.itemsize, resources)
+    reduction = reduce("moments_" + view.form, view, data, scratch, centred=centred)
+    merge, where = merge_entries("fold_moments", reduction, scratch)
+    phases = (phase_of(reduction.step, reduction.item_bytes(data), threads), *fold_phases(merge, reduction.unit_entries))
+    return Plan(phases, scratch.size, threads, {"statistics": int(where["statistics"]), "units": int(where["units"])})
+
+
+def channel_gradients(view: View, data: Data, resources: Resources, *, groups: int, training: bool) -> Plan:
+    """sums -> fold_sums -> fold_gradients, fold_parameters -> affine: of batch, instance and group norm."""
+    scratch = Scratch()
+    channels = view.channels
+    samples = view.outer if view.kept_outer else 1
+    threads = threads_for(5 * view.size * data.itemsize, resources)
+    reduction = reduce("sums_" + view.form, view, data, scratch, columns=2)
+    reduction = with_groups(reduction, groups)
+    merge, where = merge_entries("fold_sums", reduction, scratch, columns=2)
+    coefficients = coefficients_of(view, data, scratch, outer=view.kept_outer)
+    common: dict[str, Value] = {**coefficients, **where, "groups": groups, "training": int(training)}
+    common |= {"total": reduction.unit_size * (channels // groups)}
+    gradients = Step("fold_gradients", {"items": samples * groups, **common})
+    affine = affine_step(view, data, coefficients, resources.caches)
+    last = (Step("fold_parameters", {**common, "items": channels, "outer": samples}),)
+    if groups != channels:  # units of the sums are channels, units of the gradient groups: all of the former first
+        phases = (
+            phase_of(reduction.step, reduction.item_bytes(data), threads),
+            *fold_phases((*merge, gradients, *last), reduction.unit_entries),
+            phase_of(affine, affine_bytes(data), threads),
+        )
+        return Plan(phases, scratch.size, threads)
+    return scheduled(view, data, reduction, (*merge, gradients), affine, scratch, threads, resources.caches, last)
+
+
+def normalize_gradient(view: View, data: Data, resources: Resources, *, eps: float) -> Plan:
+    """moments of x, sums of g * x -> folds -> fold_norm_gradients -> affine: of the L2 norm."""
+    scratch = Scratch()
+    threads = threads_for(5 * view.size * data.itemsize, resources)
+    squares = reduce("moments_" + view.form, view, data, scratch, centred=False)
+    fields = dict(squares.step.fields) | {"source": 1, "has_second": 0}
+    fields |= {f"x_{end}": fields.get(f"second_{end}", 0) for end in ("repeat", "outer", "middle")}
+    squares = replace(squares, step=Step(squares.step.kernel, fields))
+    sums = with_groups(reduce("sums_" + view.form, view, data, scratch, columns=2), 1)
+    merge, where = merge_entries("fold_moments", squares, scratch)
+    add, dots = merge_entries("fold_sums", sums, scratch, columns=2)
+    coefficients = coefficients_of(view, data, scratch, outer=view.kept_outer)
+    fold = Step("fold_norm_gradients", {"items": squares.units, "eps": eps, "partials": dots["statistics"], **where, **coefficients})
+    affine = affine_step(view, data, coefficients, resources.caches)
+    phases = (
+        phase_of(squares.step, squares.item_bytes(data) // 2, threads),
+        phase_of(sums.step, sums.item_bytes(data), threads),
+        *fold_phases((*merge, *add, fold), squares.unit_entries),
+        phase_of(affine, affine_bytes(data), threads),
+    )
+    return Plan(phases, scratch.size, threads)
+
+
+def row_gradients(view: View, data: Data, resources: Resources) -> Plan:
+    """sums_rows -> fold_row_gradients -> affine_rows, then fold_row_parameters: of layer and RMS norm."""
+    scratch = Scratch()
+    rows, n = view.outer * view.middle, view.last
+    threads = threads_for(5 * view.size * data.itemsize, resources)
+    length = max(PIECE_ROWS, PIECE_BYTES // (n * data.compute))
+    pieces = -(-rows // length)
+    coefficients = coefficients_table(rows, 1, 1, 1, data, scratch)
+    tables: dict[str, Value] = {"moments": scratch.take(2 * rows), "entries": rows, "partials": scratch.take(2 * pieces * n)}
+    sums = Step("sums_rows", data.fields(view) | tables | {"items": pieces, "pieces": pieces, "length": length, "total": rows})
+    fold = Step("fold_row_gradients", {"items": rows, "last": n, **tables, **coefficients})
+    affine = affine_step(view, data, {**coefficients, "training": 1}, resources.caches, kernel="affine_rows")
+    parameters = Step("fold_row_parameters", {"items": n, "last": n, "pieces": pieces, **tables})
+    unit_bytes = length * n * 2 * data.itemsize
+    block = depth_block(pieces, unit_bytes, length * n, threads, resources.caches)
+    phases: tuple[Phase, ...]
+    if block:
+        phases = (Phase(pieces, block, (sums, fold.scaled(length), by_unit(affine, pieces, length * n))),)
+    else:
+        phases = (phase_of(sums, unit_bytes, threads), *fold_phases([fold], 1), phase_of(affine, affine_bytes(data), threads))
+    return Plan((*phases, *fold_phases([parameters], pieces)), scratch.size, threads)
