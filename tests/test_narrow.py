@@ -1,5 +1,7 @@
 """16-bit data: every pattern widens exactly, every rounding is to nearest, ties to even."""
 
+import ctypes
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits, present
@@ -92,3 +94,35 @@ def test_narrow_parameters_are_read_exactly(narrow, backend):
     )
     for name, value in narrow_running.items():
         assert_same_bits(value, mine[name].astype(narrow))
+
+
+def stage(function):
+    """A Numba stage as a function of (target, source, count)."""
+    types = pytest.importorskip("numba").types
+    from cpunorm.jit.backend import _Kernel
+
+    pointer = types.CPointer(types.float32)
+    kernel = _Kernel(function, types.void(pointer, pointer, types.intp))
+    kernel.compile()
+    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t)(kernel.address)
+
+    def call(source, dtype):
+        target = np.empty(source.size, dtype)
+        run(target.ctypes.data, source.ctypes.data, source.size)
+        run.kernel = kernel
+        return target
+
+    return call
+
+
+def test_float16_by_its_bits():
+    """What a CPU without the instruction runs, which others choose not to."""
+    from cpunorm.jit import stages
+
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    wide = stage(stages.load_float16_bits)(halves, np.float32)
+    assert_same_bits(wide, halves.astype(np.float32))
+    with np.errstate(all="ignore"):
+        around = [np.nextafter(wide, np.float32(sign * np.inf)) for sign in (1, -1)]
+        values = np.concatenate([wide, *around, wide * np.float32(1 + 2.0**-11)])  # the last are ties
+        assert_same_bits(stage(stages.store_float16_bits)(values, np.float16), values.astype(np.float16))

@@ -7,8 +7,8 @@ Every function here says its formula and what is its own; what they share is sai
 * any strides: where these are no view for the operation (a slice along an inner axis), x is copied once;
 * ``layout`` is one letter an axis (``"NCHW"``, ``"NHWC"``, ``"NLC"``, ...), ``"channels_first"`` or ``"channels_last"``;
 * ``out`` is written and returned: x's shape and dtype, any strides; x (or residual) itself, or apart from all inputs;
-* ``activation`` (``"relu"``, ``"relu6"``, ``"silu"``, ``"hardswish"``) and ``residual`` (x's shape and dtype) cost no pass of their own. In
-  float32 the result has at most one rounding less than the separate steps;
+* ``activation`` (``"relu"``, ``"relu6"``, ``"silu"``, ``"hardswish"``) and ``residual`` (x's shape and dtype) cost no pass of their own.
+  The result has the bits of the separate steps in float32 and float64; in 16 bits it is rounded once, at the end;
 * ``return_stats`` returns mean and rstd = 1 / sqrt(var + eps) too, float32 (float64 for float64): what the gradients take;
 * ``backend`` (``"numba"``, ``"c"``, ``"numpy"``) and ``threads``: None takes the configured ones. The number of threads changes no bit;
 * ValueError and TypeError are raised before anything is written, and say what was expected and what came; ImportError names what

@@ -1,4 +1,4 @@
-"""The affine that every normalization and every gradient ends in: y = act((x - m) * s + (r - n) * q + t), a tile at a time.
+"""The affine that every normalization and every gradient ends in: y = act((x - m) * s + t + (r - n) * q), a tile at a time.
 
 The difference comes first, so that a constant channel gives exactly t and a large mean loses no digits. Forward, r is the residual, with
 n = 0 and q = 1; backward, x is the gradient, with m = 0, and r what was normalized. Everything optional happens once a tile of `TILE`
@@ -64,7 +64,7 @@ def affine_runs(step, buffers, lo, hi):
                     second_center = table[i + 3 * rows]
                     second_scale = table[i + 4 * rows]
                     for q in range(w):
-                        z[q] = (v[q] - center) * scale + ((r[q] - second_center) * second_scale + shift)
+                        z[q] = ((v[q] - center) * scale + shift) + (r[q] - second_center) * second_scale
                 else:
                     for q in range(w):
                         z[q] = (v[q] - center) * scale + shift
@@ -122,7 +122,7 @@ def affine_columns(step, buffers, lo, hi):
                 second_center = view(table, here + 3 * rows, w)
                 second_scale = view(table, here + 4 * rows, w)
                 for q in range(w):
-                    z[q] = (v[q] - center[q]) * scale[q] + ((r[q] - second_center[q]) * second_scale[q] + shift[q])
+                    z[q] = ((v[q] - center[q]) * scale[q] + shift[q]) + (r[q] - second_center[q]) * second_scale[q]
             else:
                 for q in range(w):
                     z[q] = (v[q] - center[q]) * scale[q] + shift[q]

@@ -7,7 +7,7 @@ defaults, no allocation. T in their comments is the computing dtype, float32 or 
 ``moments_runs/columns``             forward: (count, mean, M2) of pieces
 ``sums_runs/columns/rows``           backward: sum(g), sum(g (x - mean)) of pieces
 ``fold_...``                         tables to tables: pieces merged, statistics and sums to coefficients and results
-``affine_runs/columns/rows``         y = act((x - m) s + (r - n) q + t)
+``affine_runs/columns/rows``         y = act((x - m) s + t + (r - n) q)
 ``window[_gradient]_runs/columns``   local response norm
 stages                               load, activation and store of a tile
 ===================================  =====================================================================================
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cpunorm.jit import affine, folds, moments, stages, sums, windows
+from cpunorm.jit.lowlevel import has_f16c
 
 KERNELS: dict[str, Callable[..., None]] = {
     kernel.__name__: kernel
@@ -46,10 +47,13 @@ KERNELS: dict[str, Callable[..., None]] = {
         windows.window_gradient_columns,
     )
 }
+F16C = has_f16c()
 STAGES: dict[str, Callable[..., None]] = {
+    "load_float16": stages.load_float16_f16c if F16C else stages.load_float16_bits,
+    "store_float16": stages.store_float16_f16c if F16C else stages.store_float16_bits,
+} | {
     stage.__name__: stage
     for stage in (
-        stages.load_float16,
         stages.load_bfloat16,
         stages.relu,
         stages.relu6,
@@ -57,7 +61,6 @@ STAGES: dict[str, Callable[..., None]] = {
         stages.silu,
         stages.store_plain,
         stages.store_stream,
-        stages.store_float16,
         stages.store_bfloat16,
     )
 }

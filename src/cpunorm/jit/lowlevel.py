@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import carray, from_dtype, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -38,7 +39,13 @@ summing = njit(fastmath=SUMMING, error_model="numpy", nogil=True)
 
 # ndarray's first field after the object header is its data pointer; it is part of NumPy's ABI (PyArray_DATA reads it so).
 DATA_FIELD = object.__basicsize__
+HALVES = 8  # values of float16 that F16C converts at once
 VECTOR_BYTES = 32  # a streaming store: one AVX register, two SSE or NEON ones
+
+
+def has_f16c() -> bool:
+    """Whether this CPU converts float16 by an instruction. Without it LLVM's conversion calls a function that is not there."""
+    return bool(get_host_cpu_features().get("f16c", False))
 
 
 def _integer(bits: int = 64) -> Any:
@@ -270,6 +277,31 @@ def stream(context: Any, target: Any, source: Any, vectors: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(target, source, types.intp), generate
+
+
+def _convert_halves(widen: bool) -> Any:
+    """An intrinsic that converts `vectors` times `HALVES` values between float16 and float32."""
+
+    @intrinsic
+    def convert(context: Any, target: Any, source: Any, vectors: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            half, single = (ir.VectorType(kind, HALVES) for kind in (ir.HalfType(), ir.FloatType()))
+            to, of = (single, half) if widen else (half, single)
+            targets, sources = (builder.bitcast(p, kind.as_pointer()) for p, kind in zip(args[:2], (to, of), strict=True))
+            with cgutils.for_range(builder, args[2]) as loop:
+                value = builder.load(builder.gep(sources, [loop.index]))
+                value.align = 2
+                converted = builder.fpext(value, to) if widen else builder.fptrunc(value, to)
+                builder.store(converted, builder.gep(targets, [loop.index])).align = 2
+            return context.get_dummy_value()
+
+        return types.void(target, source, types.intp), generate
+
+    return convert
+
+
+widen_halves = _convert_halves(True)
+narrow_halves = _convert_halves(False)
 
 
 @intrinsic

@@ -1,6 +1,6 @@
 """Stages: ``stage(target, source, count)``, called by address once a tile. A dtype or an activation is one of these, not a kernel.
 
-float16 and bfloat16 are converted by integer arithmetic on their bits, which needs no instruction that a CPU may lack and is vectorized.
+bfloat16 is converted by integer arithmetic on its bits; float16 by F16C's instructions, and where the CPU lacks these, in the same way.
 """
 
 # ruff: noqa: ANN001, ANN201  (typed by the signatures in `cpunorm.jit.backend`)
@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from cpunorm.jit.lowlevel import (
+    HALVES,
     VECTOR_BYTES,
     address,
     as_uint16,
@@ -17,10 +18,13 @@ from cpunorm.jit.lowlevel import (
     bits_of,
     float_of,
     inline,
+    narrow_halves,
+    offset,
     power_of_two,
     size_of,
     stream,
     view,
+    widen_halves,
 )
 
 U = np.uint32
@@ -32,9 +36,10 @@ LN2_LOW = 1.4286068203094173e-06
 # ---------------------------------------------------------------- load: to T
 
 
-def load_float16(tile, x, count):
+@inline
+def float16_to_float32(tile, x, count):
     """Shift the bits into float32's fields, then multiply by 2^112, which mends the exponent, of subnormals too."""
-    v = view(as_uint16(x), 0, count)
+    v = view(x, 0, count)
     z = view(tile, 0, count)
     scale = np.float32(2.0**112)
     for q in range(count):
@@ -43,6 +48,19 @@ def load_float16(tile, x, count):
         special = U(0x7F800000) if (h & U(0x7C00)) == U(0x7C00) else U(0)
         f = bits_of(float_of(m) * scale)
         z[q] = float_of(f | special | ((h & U(0x8000)) << U(16)))
+
+
+def load_float16_bits(tile, x, count):
+    """By their bits."""
+    float16_to_float32(tile, as_uint16(x), count)
+
+
+def load_float16_f16c(tile, x, count):
+    """By vectors; the values that fill none by their bits."""
+    vectors = count // HALVES
+    widen_halves(tile, as_uint16(x), vectors)
+    done = vectors * HALVES
+    float16_to_float32(offset(tile, done), offset(as_uint16(x), done), count - done)
 
 
 def load_bfloat16(tile, x, count):
@@ -149,10 +167,11 @@ def store_stream(y, tile, count):
         to[q] = v[q]
 
 
-def store_float16(y, tile, count):
+@inline
+def float32_to_float16(y, tile, count):
     """To nearest, ties to even. A subnormal is rounded by adding a number whose last bit is its unit; NaN becomes the quiet one."""
     v = view(as_uint32(tile), 0, count)
-    z = view(as_uint16(y), 0, count)
+    z = view(y, 0, count)
     magic = U(((127 - 15) + (23 - 10) + 1) << 23)
     for q in range(count):
         bits = v[q]
@@ -164,6 +183,19 @@ def store_float16(y, tile, count):
         h = small if f < U(0x38800000) else normal
         h = large if f >= U(0x47800000) else h
         z[q] = np.uint16(h | sign)
+
+
+def store_float16_bits(y, tile, count):
+    """By their bits."""
+    float32_to_float16(as_uint16(y), tile, count)
+
+
+def store_float16_f16c(y, tile, count):
+    """By vectors, to nearest, ties to even; the values that fill none by their bits."""
+    vectors = count // HALVES
+    narrow_halves(as_uint16(y), tile, vectors)
+    done = vectors * HALVES
+    float32_to_float16(offset(as_uint16(y), done), offset(tile, done), count - done)
 
 
 def store_bfloat16(y, tile, count):
