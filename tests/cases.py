@@ -3,7 +3,7 @@
 import numpy as np
 
 import cpunorm as cn
-from cpunorm import ops, reference
+from cpunorm import reference, samples
 
 # Ranks 2 to 5; 1, 7, 37 and 1027 on each kind of axis.
 SHAPES = [
@@ -100,7 +100,7 @@ def arguments_of(name, number, shape, dtype, rng):
         "weight": rng.normal(1, 0.3, of),
         "bias": rng.normal(0, 1, of),
     }
-    arrays = {key: value.astype(ops.statistics_dtype(dtype)) for key, value in made.items() if key in given}
+    arrays = {key: value.astype(samples.statistics_dtype(dtype)) for key, value in made.items() if key in given}
     if name == "batch_norm":
         arrays = {key: arrays.get(key) for key in made}
     return {**arrays, **options}

@@ -23,7 +23,7 @@ from cases import (
 from helpers import ACTIVATIONS, ARRANGEMENTS, WRITABLE, assert_close, assert_same_bits, copied
 
 import cpunorm as cn
-from cpunorm import ops
+from cpunorm import ops, samples
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.peer
@@ -33,7 +33,7 @@ by_call = pytest.mark.parametrize(("name", "number"), ALL, ids=lambda value: str
 
 def assert_near(actual, wanted, dtype, enlarged=1.0):
     """Of the dtype; 16 bits within one unit in the last place, 1e-5 near zero."""
-    assert actual.dtype == ops.dtype_of(dtype)
+    assert actual.dtype == samples.dtype_of(dtype)
     assert actual.shape == wanted.shape
     if dtype in ("float32", "float64"):
         limits = ops.tolerance(dtype)
@@ -53,11 +53,11 @@ def assert_call(name, number, shape, dtype, backend, choice):
     fused = name in FUSED
 
     def operand(mean, std):
-        value = rng.normal(mean, std, shape).astype(ops.dtype_of(dtype))
-        return ARRANGEMENTS[arrangement](value if layout is None else ops.arrange(value, layout))
+        value = rng.normal(mean, std, shape).astype(samples.dtype_of(dtype))
+        return ARRANGEMENTS[arrangement](value if layout is None else samples.arrange(value, layout))
 
     def first(value):
-        return value if layout is None else ops.channels_first(value, layout)
+        return value if layout is None else samples.channels_first(value, layout)
 
     x = operand(3, 2)
     residual = operand(0, 1) if fused and has_residual else None
@@ -98,7 +98,7 @@ def assert_call(name, number, shape, dtype, backend, choice):
     if fused and total and name in BY_ROW:
         assert_near(results.pop(), h.numpy(), dtype)
     if fused and stats:
-        kind = ops.statistics_dtype(dtype)
+        kind = samples.statistics_dtype(dtype)
         limits = ops.tolerance(kind.name)
         wanted_stats = statistics(name, h.numpy().astype(kind), arguments)
         assert len(results) == len(wanted_stats)
@@ -109,7 +109,7 @@ def assert_call(name, number, shape, dtype, backend, choice):
         assert not results
     for key in ("running_mean", "running_var"):
         if mine.get(key) is not None:
-            assert_near(mine[key], tensors[key].numpy(), ops.statistics_dtype(dtype).name)
+            assert_near(mine[key], tensors[key].numpy(), samples.statistics_dtype(dtype).name)
 
 
 @by_call
@@ -135,8 +135,8 @@ def test_empty(shape, name, number, any_dtype, backend):
         pytest.skip("the largest of no values: test_refused")
     arguments = arguments_of(name, number, shape, any_dtype, np.random.default_rng(0))
     before = copied(arguments)
-    y = call(name, np.zeros(shape, ops.dtype_of(any_dtype)), arguments, backend=backend)
-    assert (y.shape, y.dtype) == (shape, ops.dtype_of(any_dtype))
+    y = call(name, np.zeros(shape, samples.dtype_of(any_dtype)), arguments, backend=backend)
+    assert (y.shape, y.dtype) == (shape, samples.dtype_of(any_dtype))
     for key in ("running_mean", "running_var"):
         if arguments.get(key) is not None:
             assert_same_bits(arguments[key], before[key])
@@ -157,22 +157,22 @@ def test_empty(shape, name, number, any_dtype, backend):
 )
 def test_statistics_of_nothing(name, x, arguments, shape, any_dtype, backend):
     """Mean 0 and rstd NaN."""
-    _, *stats = call(name, np.zeros(x, ops.dtype_of(any_dtype)), arguments, return_stats=True, backend=backend)
-    kind = ops.statistics_dtype(any_dtype)
+    _, *stats = call(name, np.zeros(x, samples.dtype_of(any_dtype)), arguments, return_stats=True, backend=backend)
+    kind = samples.statistics_dtype(any_dtype)
     assert_same_bits(stats[-1], np.full(shape, np.nan, kind))
     assert_same_bits(np.zeros(shape, kind) if name == "rms_norm" else stats[0], np.zeros(shape, kind))
 
 
 def test_a_whole_number_is_a_shape(any_dtype, backend):
     """Unlike PyTorch."""
-    x = np.random.default_rng(0).normal(size=(3, 7)).astype(ops.dtype_of(any_dtype))
+    x = np.random.default_rng(0).normal(size=(3, 7)).astype(samples.dtype_of(any_dtype))
     for function in (cn.layer_norm, cn.rms_norm):
         assert_same_bits(function(x, 7, backend=backend), function(x, (7,), backend=backend))
         assert_same_bits(function(x, [7], backend=backend), function(x, (7,), backend=backend))
 
 
 def test_eps_of_rms_norm_is_that_of_the_computing_dtype(any_dtype, backend):
-    x = np.zeros((2, 5), ops.dtype_of(any_dtype))
+    x = np.zeros((2, 5), samples.dtype_of(any_dtype))
     _, rstd = cn.rms_norm(x, 5, return_stats=True, backend=backend)
-    eps = np.finfo(ops.statistics_dtype(any_dtype)).eps
+    eps = np.finfo(samples.statistics_dtype(any_dtype)).eps
     assert_close(rstd, np.full((2, 1), 1 / np.sqrt(float(eps))), rtol=1e-6)

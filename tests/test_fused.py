@@ -5,7 +5,7 @@ import pytest
 from cases import CALLS, FUSED, arguments_of, call, takes
 from helpers import ACTIVATIONS, assert_all, assert_same_bits, copied, present
 
-from cpunorm import ops, reference
+from cpunorm import reference, samples
 
 NAMES = [name for name in ACTIVATIONS if name]
 
@@ -42,7 +42,7 @@ def test_equals_the_steps(name, dtype, compiled):
 def test_16_bits_are_rounded_once(name, activation, backend):
     """Not after the normalization and again after the activation: exactly what float32 data gives, rounded."""
     for dtype in ("float16", "bfloat16"):
-        kind = ops.dtype_of(present(dtype))
+        kind = samples.dtype_of(present(dtype))
         rng = np.random.default_rng(0)
         arguments = arguments_of(name, 0, (2, 6, 5), dtype, rng)
         x, residual = (rng.normal(size=(2, 6, 5)).astype(kind) for _ in range(2))
@@ -105,7 +105,7 @@ def test_in_place_over_either(name, any_dtype, backend):
     for shape in ((3, 6, 5, 7), (4, 64, 600)):
         rng = np.random.default_rng(0)
         arguments = arguments_of(name, 0, shape, any_dtype, rng)
-        mine = {key: rng.normal(size=shape).astype(ops.dtype_of(any_dtype)) for key in ("x", "residual")}
+        mine = {key: rng.normal(size=shape).astype(samples.dtype_of(any_dtype)) for key in ("x", "residual")}
         options = {"activation": "silu", "return_stats": True, "backend": backend}
         wanted = call(name, mine["x"], copied(arguments), residual=mine["residual"], **options)
         for into in mine:

@@ -6,7 +6,7 @@ from cases import ALL, BY_CHANNEL, CALLS, FUSED, LAYOUTS, arguments_of, call, pe
 from helpers import ARRANGEMENTS, COMPILED, WRITABLE, assert_all, assert_close, assert_same_bits
 
 import cpunorm as cn
-from cpunorm import ops
+from cpunorm import ops, samples
 
 FORWARD_ONLY = {"running_mean", "running_var", "bias", "eps", "momentum"}
 by_call = pytest.mark.parametrize(("name", "number"), ALL, ids=lambda value: str(value))
@@ -45,17 +45,17 @@ def assert_call(name, number, shape, dtype, backend, choice):
     place = {} if layout is None else {"layout": layout}
 
     def operand(mean, std, how):
-        value = rng.normal(mean, std, shape).astype(ops.dtype_of(dtype))
-        return ARRANGEMENTS[how](value if layout is None else ops.arrange(value, layout))
+        value = rng.normal(mean, std, shape).astype(samples.dtype_of(dtype))
+        return ARRANGEMENTS[how](value if layout is None else samples.arrange(value, layout))
 
     def first(value):
-        return value if layout is None else ops.channels_first(value, layout)
+        return value if layout is None else samples.channels_first(value, layout)
 
     x, grad = operand(3, 2, arrangement), operand(0, 1, other)
     wide = tensor(first(x).astype(np.float64)).requires_grad_()
     tensors = {key: tensor(value) for key, value in arguments.items()}
     if name == "rms_norm" and "eps" not in tensors:
-        tensors["eps"] = float(np.finfo(ops.statistics_dtype(dtype)).eps)
+        tensors["eps"] = float(np.finfo(samples.statistics_dtype(dtype)).eps)
     leaves = [wide]
     if name in FUSED:
         of = arguments.get("normalized_shape", shape[1:2])
@@ -83,7 +83,7 @@ def assert_call(name, number, shape, dtype, backend, choice):
     if options.get("out") is not grad:
         assert_same_bits(grad, before[1])
     assert len(results) == len(wanted)
-    kinds = [ops.dtype_of(dtype), ops.statistics_dtype(dtype), ops.statistics_dtype(dtype)]
+    kinds = [samples.dtype_of(dtype), samples.statistics_dtype(dtype), samples.statistics_dtype(dtype)]
     for one, other, kind in zip((first(results[0]), *results[1:]), wanted, kinds, strict=False):
         assert one.dtype == kind
         terms = x.size // max(other.size, 1) * 8
@@ -152,10 +152,10 @@ def test_the_number_of_threads_changes_no_bit(name, layout, any_dtype, compiled)
         if name == "instance_norm" and len(shape) < 3:
             continue
         place = {"layout": layout if len(shape) == 4 else "channels_first"} if name in BY_CHANNEL else {}
-        x, grad = (rng.normal(2, 2, shape).astype(ops.dtype_of(any_dtype)) for _ in range(2))
+        x, grad = (rng.normal(2, 2, shape).astype(samples.dtype_of(any_dtype)) for _ in range(2))
         if place.get("layout") == "NHWC":
-            x, grad = ops.arrange(x, layout), ops.arrange(grad, layout)
-        arguments = {"weight": rng.normal(1, 0.3, of).astype(ops.statistics_dtype(any_dtype))}
+            x, grad = samples.arrange(x, layout), samples.arrange(grad, layout)
+        arguments = {"weight": rng.normal(1, 0.3, of).astype(samples.statistics_dtype(any_dtype))}
         if name == "batch_norm":
             arguments |= {"running_mean": None, "running_var": None, "training": True}
         if name == "group_norm":
@@ -178,7 +178,7 @@ def test_parameters_gradients_have_the_weights_dtype(name, narrow, backend):
     """Else that of the statistics."""
     if narrow == "bfloat16":
         pytest.importorskip("ml_dtypes")
-    kind = ops.dtype_of(narrow)
+    kind = samples.dtype_of(narrow)
     rng = np.random.default_rng(0)
     x, grad = (rng.normal(size=(4, 6, 5)).astype(kind) for _ in range(2))
     arguments = {"batch_norm": {"running_mean": None, "running_var": None, "training": True}, "group_norm": {"num_groups": 3}}.get(name, {})
@@ -214,12 +214,12 @@ def test_empty_batches_give_zeros(name, number, shape, any_dtype, backend):
     if name == "normalize" and CALLS[name][number][1].get("p") not in (None, 2.0):
         pytest.skip("the norm of no values")
     arguments = arguments_of(name, number, shape, any_dtype, np.random.default_rng(0))
-    x = np.zeros(shape, ops.dtype_of(any_dtype))
+    x = np.zeros(shape, samples.dtype_of(any_dtype))
     stats = statistics_of(name, x, arguments)
     grad_x, *parameters = backward(name, x, x, arguments, stats, backend=backend)
     assert (grad_x.shape, grad_x.dtype) == (shape, x.dtype)
     for value in parameters:
-        assert_same_bits(value, np.zeros(arguments.get("normalized_shape", shape[1:2]), ops.statistics_dtype(any_dtype)))
+        assert_same_bits(value, np.zeros(arguments.get("normalized_shape", shape[1:2]), samples.statistics_dtype(any_dtype)))
 
 
 def test_backends_agree_on_a_wide_window():

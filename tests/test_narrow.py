@@ -7,12 +7,12 @@ import pytest
 from helpers import assert_same_bits, present
 
 import cpunorm as cn
-from cpunorm import ops
+from cpunorm import samples
 
 
 @pytest.fixture(params=["float16", "bfloat16"])
 def narrow(request):
-    return ops.dtype_of(present(request.param))
+    return samples.dtype_of(present(request.param))
 
 
 def identity(x, backend, layout="NCL", **options):

@@ -5,7 +5,7 @@ import pytest
 from helpers import arguments, assert_all, assert_close, assert_same_bits, expected, normal, run
 
 import cpunorm as cn
-from cpunorm import ops
+from cpunorm import ops, samples
 
 pytestmark = pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 AXES = {"NCHW": (0, 2, 3), "NHWC": (0, 1, 2)}
@@ -16,10 +16,10 @@ AXES = {"NCHW": (0, 2, 3), "NHWC": (0, 1, 2)}
 def test_constant_channels_give_bias(shape, layout, dtype, threads, backend):
     """3249 values of 14, 0.1 or 100000.1: the mean is that constant, not nearly."""
     constants = np.resize(np.array([14, 0.1, 100000.1], dtype), shape[1])
-    x = ops.arrange(np.broadcast_to(constants.reshape(-1, 1, 1), shape), layout)
+    x = samples.arrange(np.broadcast_to(constants.reshape(-1, 1, 1), shape), layout)
     parameters = arguments(shape[1], dtype)
     y, mean, _, _, _ = run(x, parameters, training=True, layout=layout, threads=threads, backend=backend)
-    assert_same_bits(ops.channels_first(y, layout), np.broadcast_to(parameters["bias"].reshape(-1, 1, 1), shape))
+    assert_same_bits(samples.channels_first(y, layout), np.broadcast_to(parameters["bias"].reshape(-1, 1, 1), shape))
     assert_same_bits(mean, constants)
     means, variances = cn.mean_var(x, AXES[layout], threads=threads, backend=backend)
     assert_same_bits(means, constants.astype(np.float64))
@@ -28,7 +28,7 @@ def test_constant_channels_give_bias(shape, layout, dtype, threads, backend):
 
 @pytest.mark.parametrize("shape", [(4, 3, 64, 64), (1, 5, 300, 301), (64, 130, 3, 3)], ids=str)
 def test_mean_far_from_zero(shape, layout, backend):
-    x = ops.arrange(normal(shape, "float32", mean=1e5, std=1), layout)
+    x = samples.arrange(normal(shape, "float32", mean=1e5, std=1), layout)
     mean, var = cn.mean_var(x, AXES[layout], backend=backend)
     wide = x.astype(np.float64)
     assert_close(mean, wide.mean(AXES[layout]), rtol=1e-9)
@@ -45,14 +45,14 @@ def test_a_guest_stays_in_its_channel(shape, layout, dtype, training, guest, bac
     x = normal(shape, dtype)
     parameters = arguments(shape[1], dtype)
     options = {"training": training, "layout": layout, "backend": backend}
-    clean = run(ops.arrange(x, layout), parameters, **options)
+    clean = run(samples.arrange(x, layout), parameters, **options)
     x[-1, 2, 1, 3] = guest
-    touched = run(ops.arrange(x, layout), parameters, **options)
+    touched = run(samples.arrange(x, layout), parameters, **options)
     others = np.arange(shape[1]) != 2
-    assert_same_bits(ops.channels_first(touched[0], layout)[:, others], ops.channels_first(clean[0], layout)[:, others])
+    assert_same_bits(samples.channels_first(touched[0], layout)[:, others], samples.channels_first(clean[0], layout)[:, others])
     assert_all(assert_same_bits, [value[others] for value in touched[1:]], [value[others] for value in clean[1:]])
     with np.errstate(all="ignore"):
-        wanted = [value.astype(dtype) for value in expected(ops.arrange(x, layout), parameters, training=training, layout=layout)]
+        wanted = [value.astype(dtype) for value in expected(samples.arrange(x, layout), parameters, training=training, layout=layout)]
     assert_all(assert_close, touched, wanted, rtol=2e-5 if dtype == "float32" else 1e-12, atol=1e-5 if dtype == "float32" else 1e-12)
 
 
@@ -61,7 +61,7 @@ def test_a_guest_stays_in_its_channel(shape, layout, dtype, training, guest, bac
 def test_large_values(shape, layout, dtype, size, backend):
     """Sums of float32 leave its range; results do not."""
     x = (normal(shape, "float64", mean=0, std=1) * size).astype(dtype)
-    x = ops.arrange(x, layout)
+    x = samples.arrange(x, layout)
     parameters = arguments(shape[1], dtype, given=("weight", "bias"))
     y, mean, rstd, _, _ = run(x, parameters, training=True, layout=layout, backend=backend)
     assert np.isfinite(y).all()
@@ -79,7 +79,7 @@ def test_large_values(shape, layout, dtype, size, backend):
 @pytest.mark.parametrize("size", [1e-12, 1e-25, 1e-37])
 def test_small_values(layout, size, backend):
     """Squares of float32 leave its range at the lower end too."""
-    x = ops.arrange((normal((2, 3, 25, 27), "float64") * size).astype(np.float32), layout)
+    x = samples.arrange((normal((2, 3, 25, 27), "float64") * size).astype(np.float32), layout)
     mean, var = cn.mean_var(x, AXES[layout], backend=backend)
     wide = x.astype(np.float64)
     assert_close(mean, wide.mean(AXES[layout]), rtol=1e-6)
@@ -89,7 +89,7 @@ def test_small_values(layout, size, backend):
 @pytest.mark.parametrize("offset", [1e4, 1e6])
 def test_running_mean_far_from_zero(layout, dtype, offset, backend):
     """x - mean before the product: x * scale + shift would lose the digits of the offset."""
-    x = ops.arrange(normal((2, 5, 6, 7), dtype, mean=offset, std=1), layout)
+    x = samples.arrange(normal((2, 5, 6, 7), dtype, mean=offset, std=1), layout)
     parameters = {**arguments(5, dtype), "running_mean": np.full(5, offset, dtype)}
     y = cn.batch_norm(x, **parameters, layout=layout, backend=backend)
     assert_close(y, expected(x, parameters, layout=layout)[0], **ops.tolerance(dtype))
@@ -111,9 +111,9 @@ def by_sample(name, x, layout, backend, bias=None, **options):
     own = ROWWISE[name](x.shape)
     if name.endswith("_norm") and "normalized_shape" not in own:
         options["layout"] = layout
-        results = getattr(cn, name)(ops.arrange(x, layout), **own, bias=bias, **options, backend=backend)
+        results = getattr(cn, name)(samples.arrange(x, layout), **own, bias=bias, **options, backend=backend)
         results = results if isinstance(results, tuple) else (results,)
-        return ops.channels_first(results[0], layout), *results[1:]
+        return samples.channels_first(results[0], layout), *results[1:]
     if bias is not None:
         own["bias"] = np.broadcast_to(bias.reshape(-1, *[1] * (x.ndim - 2)), x.shape[1:]).copy()
     results = getattr(cn, name)(x, **own, **options, backend=backend)
@@ -138,7 +138,7 @@ def test_constant_groups_and_rows_give_bias(name, shape, layout, dtype, backend)
 @pytest.mark.parametrize("shape", [(3, 4, 9, 11), (5, 64, 20, 20)], ids=str)
 def test_a_guest_stays_in_its_sample(name, guest, shape, layout, any_dtype, backend):
     """Or in its group or channel of that sample."""
-    x = normal(shape, "float32").astype(ops.dtype_of(any_dtype))
+    x = normal(shape, "float32").astype(samples.dtype_of(any_dtype))
     clean = by_sample(name, x, layout, backend, return_stats=True)
     x[1, 1, 2, 3] = guest
     touched = by_sample(name, x, layout, backend, return_stats=True)

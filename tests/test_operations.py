@@ -18,7 +18,7 @@ from helpers import (
 )
 
 import cpunorm as cn
-from cpunorm import backends, call, functional, ops
+from cpunorm import backends, call, functional, ops, samples
 from cpunorm.ops import OPERATIONS
 
 SETTINGS = {"__version__", "config", "set_backend", "set_num_threads", "show_config"}
@@ -58,7 +58,7 @@ def kinds(row, inputs):
     """The dtypes of a row's results: the data's first, then those of parameters and statistics."""
     if row.function is cn.mean_var:
         return [np.dtype(np.float64)] * 2
-    parameters = ops.statistics_dtype(inputs["x"].dtype.name)
+    parameters = samples.statistics_dtype(inputs["x"].dtype.name)
     return [inputs["x"].dtype, parameters, parameters]
 
 
@@ -162,7 +162,7 @@ def test_every_public_function_has_a_row():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_come_back(layout):
     x = np.arange(np.prod(shape_for(layout))).reshape(shape_for(layout))
-    assert_same_bits(ops.channels_first(ops.arrange(x, layout), layout).astype(float), x.astype(float))
+    assert_same_bits(samples.channels_first(samples.arrange(x, layout), layout).astype(float), x.astype(float))
 
 
 @table(layouts=("NCHW", "NHWC", "NC"), dtypes=("float64",))
@@ -173,7 +173,7 @@ def test_peers_of_the_table_agree(row, layout, dtype, rng):
     theirs = row.torch(copied(inputs))()
     theirs = [value.numpy() for value in theirs] if isinstance(theirs, (tuple, list)) else [theirs.numpy()]
     if row.layouts and row.function is not cn.mean_var:
-        theirs[0] = theirs[0].transpose(ops.layout_axes(layout, theirs[0].ndim))
+        theirs[0] = theirs[0].transpose(samples.layout_axes(layout, theirs[0].ndim))
     reference = row.reference(inputs)
     assert len(theirs) >= len(reference) - len(row.updates) - ("grad" in inputs and len(reference) == 3)  # no bias, no gradient of it
     assert_all(assert_close, theirs[: len(reference)], reference[: len(theirs)], rtol=1e-10, atol=1e-10)

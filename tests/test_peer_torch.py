@@ -7,7 +7,7 @@ import pytest
 from helpers import ARRANGEMENTS, LAYOUTS, PARAMETERS, arguments, assert_close, normal, run, shape_for
 
 import cpunorm as cn
-from cpunorm import ops
+from cpunorm import samples
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.peer
@@ -27,8 +27,8 @@ def theirs(x, parameters, **options):
 
 def assert_agrees(x, parameters, *, layout, backend, **options):
     y, _, _, *running = run(x, parameters, layout=layout, backend=backend, **options)
-    peer = theirs(ops.channels_first(x, layout), parameters, **options)
-    for one, other in zip((ops.channels_first(y, layout), *running), peer, strict=True):
+    peer = theirs(samples.channels_first(x, layout), parameters, **options)
+    for one, other in zip((samples.channels_first(y, layout), *running), peer, strict=True):
         if other is None:
             assert one is None
         else:
@@ -39,7 +39,7 @@ def assert_agrees(x, parameters, *, layout, backend, **options):
 def test_layouts_and_strides(layout, dtype, training, backend):
     shape = shape_for(layout)
     for name, arrange in ARRANGEMENTS.items():
-        x = arrange(ops.arrange(normal(shape, dtype), layout))
+        x = arrange(samples.arrange(normal(shape, dtype), layout))
         try:
             assert_agrees(x, arguments(shape[1], dtype), layout=layout, backend=backend, training=training)
         except AssertionError as problem:
@@ -55,7 +55,7 @@ def test_layouts_and_strides(layout, dtype, training, backend):
 def test_optional_parameters(given, layout, dtype, training, running, backend):
     shape = shape_for(layout)
     options = {"training": training, "momentum": 0.3, "eps": 1e-3}
-    x = ops.arrange(normal(shape, dtype), layout)
+    x = samples.arrange(normal(shape, dtype), layout)
     assert_agrees(x, arguments(shape[1], dtype, given=(*running, *given)), layout=layout, backend=backend, **options)
 
 
@@ -64,7 +64,7 @@ def test_optional_parameters(given, layout, dtype, training, running, backend):
 )
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 def test_empty_and_small(shape, layout, dtype, training, backend):
-    x = ops.arrange(normal(shape, dtype), layout)
+    x = samples.arrange(normal(shape, dtype), layout)
     assert_agrees(x, arguments(shape[1], dtype), layout=layout, backend=backend, training=training)
 
 

@@ -5,6 +5,7 @@ import pytest
 from test_errors import refused
 
 import cpunorm as cn
+from cpunorm import samples
 
 SHAPE = (2, 6, 4, 5)
 
@@ -175,6 +176,5 @@ def test_out_of_a_gradient_overlaps_an_input(name, backend):
 
 def test_local_response_norm_of_16_bits_works(any_dtype, backend):
     """PyTorch refuses it on the CPU in older versions."""
-    from cpunorm import ops
 
-    assert cn.local_response_norm(np.ones((1, 2, 3), ops.dtype_of(any_dtype)), 2, backend=backend).dtype == ops.dtype_of(any_dtype)
+    assert cn.local_response_norm(np.ones((1, 2, 3), samples.dtype_of(any_dtype)), 2, backend=backend).dtype == samples.dtype_of(any_dtype)

@@ -8,7 +8,7 @@ import pytest
 from helpers import assert_close, assert_same_bits
 
 import cpunorm as cn
-from cpunorm import ops, settings
+from cpunorm import ops, samples, settings
 
 # Channel c holds 4c, .., 4c + 3 and 12 more than these: the mean is 4c + 7.5; the differences from it are -+6 -+0.5, -+1.5, so
 # M2 = 8 * 36 + 4 * (0.25 + 2.25) = 298, and the variance 298 / 8.
@@ -40,13 +40,13 @@ def test_mean_var_of_everything_is_a_scalar(x, backend):
 def test_training(x, dtype, backend, layout):
     running_mean, running_var = np.zeros(3, dtype), np.ones(3, dtype)
     y, mean, rstd = cn.batch_norm(
-        ops.arrange(x, layout), running_mean, running_var, training=True, eps=0.75, layout=layout, return_stats=True, backend=backend
+        samples.arrange(x, layout), running_mean, running_var, training=True, eps=0.75, layout=layout, return_stats=True, backend=backend
     )
     tolerance = ops.tolerance(dtype)
     assert_close(mean, np.array(MEANS), **tolerance)
     assert_close(rstd, np.full(3, 1 / math.sqrt(M2 / 8 + 0.75)), **tolerance)  # 1 / sqrt(38)
-    assert_close(ops.channels_first(y, layout)[0, 0, 0, 0], np.array(-7.5 / math.sqrt(38)), **tolerance)
-    assert_close(ops.channels_first(y, layout)[1, 2, 1, 1], np.array(7.5 / math.sqrt(38)), **tolerance)
+    assert_close(samples.channels_first(y, layout)[0, 0, 0, 0], np.array(-7.5 / math.sqrt(38)), **tolerance)
+    assert_close(samples.channels_first(y, layout)[1, 2, 1, 1], np.array(7.5 / math.sqrt(38)), **tolerance)
     # one step: 0.9 * 0 + 0.1 * mean; 0.9 * 1 + 0.1 * 298 / 7, the unbiased variance
     assert_close(running_mean, np.array([0.75, 1.15, 1.55]), **tolerance)
     assert_close(running_var, np.full(3, 0.9 + 29.8 / 7), **tolerance)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cpunorm import ops
+from cpunorm import samples
 from cpunorm.layout import parse_layout
 from cpunorm.ops import Inputs, Operation
 
@@ -77,7 +77,7 @@ def torch(row: Operation, inputs: Inputs) -> Contestant | None:
     def results(given: Any) -> tuple[Array, ...]:
         arrays = [_array(value) for value in (given if isinstance(given, tuple) else (given,))]
         if layout is not None:
-            arrays = [value.transpose(ops.layout_axes(layout, rank)) if value.ndim == rank else value for value in arrays]
+            arrays = [value.transpose(samples.layout_axes(layout, rank)) if value.ndim == rank else value for value in arrays]
         return (*arrays, *(inputs[name] for name in row.updates))
 
     return Contestant(TORCH, row.torch(inputs), results, PEER_TOLERANCE[inputs["x"].dtype.name])
@@ -138,12 +138,12 @@ def _rms_norm(x: Array, normalized_shape: tuple[int, ...], weight: Array, eps: f
 
 
 def _group_norm(x: Array, weight: Array, bias: Array, layout: str, num_groups: int | None = None, eps: float = 1e-5) -> tuple[Array, ...]:
-    first = ops.channels_first(x, layout)
+    first = samples.channels_first(x, layout)
     split = first.reshape(first.shape[0], num_groups or first.shape[1], -1)
     y = (split - split.mean(axis=2, keepdims=True)) / np.sqrt(split.var(axis=2, keepdims=True) + eps)
     shape = (1, -1, *(1,) * (x.ndim - 2))
     y = y.reshape(first.shape) * weight.reshape(shape) + bias.reshape(shape)
-    return (y.transpose(ops.layout_axes(layout, x.ndim)),)
+    return (y.transpose(samples.layout_axes(layout, x.ndim)),)
 
 
 def _mean_var(x: Array, axis: tuple[int, ...]) -> tuple[Array, ...]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cpunorm import ops
+from cpunorm import ops, samples
 from cpunorm.compare import contestants, pictures
 from cpunorm.compare.contestants import Contestant, Run
 from cpunorm.ops import Inputs, Operation
@@ -176,7 +176,7 @@ def make_inputs(row: Operation, shape: tuple[int, ...], layout: str, request: Re
     if shape[1] == 3:
         x = pictures.batch(request.pictures, shape)
         if row.data == "x":
-            inputs["x"] = (ops.arrange(x, layout) if row.layouts else x).astype(inputs["x"].dtype)
+            inputs["x"] = (samples.arrange(x, layout) if row.layouts else x).astype(inputs["x"].dtype)
         for name, values in (("running_mean", x.mean(axis=(0, 2, 3))), ("running_var", x.var(axis=(0, 2, 3)))):
             if name in inputs:
                 inputs[name] = values.astype(inputs[name].dtype)
