@@ -10,7 +10,7 @@ INCLUDED = [f"{name}.inc" for name in ("kernels", "tile", "moments", "sums", "fo
 
 # No -march: kernels.c compiles for several instruction sets and chooses when it runs. No -ffast-math: NaN and infinity keep their
 # meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd). Unrolled loops spend fewer instructions on
-# a value, so that more loads are under way at once: inference past the caches is 5 to 10% faster.
+# a value, so that more loads are under way at once.
 COMPILE = ["-std=gnu11", "-O3", "-funroll-loops", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 OPENMP = ["-fopenmp"]
 

@@ -13,7 +13,7 @@ const int cpunorm_has_openmp = 0;
 
 /* Where an ndarray keeps the address of its data: right after the object header, whose size Python sets here
  * (object.__basicsize__: it is larger in a free-threaded or a tracing interpreter). PyArray_DATA reads this field in every compiled
- * user of NumPy, so that it cannot move without a new NumPy ABI. Reading it here takes no time; array.ctypes.data takes 1.3 us. */
+ * user of NumPy, so that it cannot move without a new NumPy ABI. Reading it here takes no time; array.ctypes.data takes a microsecond or two. */
 int cpunorm_data_field = 0;
 
 static void *data_of(intptr_t array)
@@ -66,7 +66,7 @@ void cpunorm_run(intptr_t program_address, int threads, intptr_t x, intptr_t sec
             for (int64_t k = 0; k < blocks; k++)
                 run_block(p, steps, k, buffers);
         } else {
-            /* a block at a time: 7% faster than equal shares beside a busy core */
+            /* a block at a time: faster than equal shares beside a busy core (benchmarks/chunks.py) */
             #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
             for (int64_t k = 0; k < blocks; k++)
                 run_block(p, steps, k, buffers);

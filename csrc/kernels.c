@@ -14,7 +14,7 @@
 enum {
     BLOCK = 4096,      /* values read twice in a row by moments_runs: 16 KB of float, half of the smallest L1 */
     CHUNK = BLOCK / 4, /* values of g and of x between two additions of sums_runs in double */
-    TILE = 256,        /* values between load and store of the affine: streaming wants them fine (2048: 85% of the limit, 8192: 77%) */
+    TILE = 256,        /* values between load and store of the affine: streaming wants them fine (benchmarks/tile.py) */
     STRIP = 512,       /* columns that a reduction of columns accumulates at once, on the stack */
     ROWS = 32,         /* rows summed in T before they go to double */
     RING = 16384,      /* values: the reach of a window (before + after + TILE) or its channels times a strip must fit */

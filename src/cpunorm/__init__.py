@@ -8,7 +8,8 @@
 array([ 7.5, 11.5, 15.5])
 """
 
-from cpunorm.folding import fold_batch_norm
+from typing import TYPE_CHECKING, Any
+
 from cpunorm.functional import (
     batch_norm,
     batch_norm_backward,
@@ -28,7 +29,6 @@ from cpunorm.functional import (
 )
 from cpunorm.report import show_config
 from cpunorm.settings import config, set_backend, set_num_threads
-from cpunorm.whitening import Whitening
 
 __version__ = "0.1.0"
 
@@ -56,3 +56,20 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+if TYPE_CHECKING:
+    from cpunorm.folding import fold_batch_norm
+    from cpunorm.whitening import Whitening
+
+_LATE = {
+    "Whitening": "cpunorm.whitening",
+    "fold_batch_norm": "cpunorm.folding",
+}  # needed by few
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LATE[name]), name)

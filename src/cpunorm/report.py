@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib import metadata
 
 from cpunorm import backends, machine, settings
 
@@ -19,7 +18,7 @@ def facts() -> list[tuple[str, str]]:
     """(name, value) lines."""
     caches = machine.caches()
     return [
-        ("cpunorm", f"{metadata.version('cpunorm')}, Python {platform.python_version()}, {sys.platform} {platform.machine()}"),
+        ("cpunorm", f"{_version('cpunorm')}, Python {platform.python_version()}, {sys.platform} {platform.machine()}"),
         ("cpu", f"{machine.cpu_name()}, L2 {caches.l2 >> 10} KB a core, L3 {caches.l3 >> 20} MB"),
         ("backend", _backend()),
         ("threads", _threads()),
@@ -31,6 +30,8 @@ def facts() -> list[tuple[str, str]]:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata  # 25 ms, for which no import of the package should wait
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -90,7 +90,7 @@ def run_parallel(
     before = get_num_threads()
     set_num_threads(threads)
     chunk = get_parallel_chunksize()
-    set_parallel_chunksize(1)  # a block at a time: 7% faster than equal shares beside a busy core
+    set_parallel_chunksize(1)  # a block at a time: faster than equal shares beside a busy core (benchmarks/chunks.py)
     for f in range(head.phase_count):
         phase = head.phases + f * size_of(to_pointer(program, PHASES))
         p = record(to_pointer(phase, PHASES))

@@ -7,9 +7,10 @@ The kernels read a *step* and find the addresses of a call in *buffers*, both C 
   float32 and of float64, by signature alone.
 
 `view` turns a pointer and an offset into a 1-D contiguous array. That is the shape of loop LLVM vectorizes: ``for q in range(v.size)``
-over such arrays; ``range(lo, hi)`` or ``x[base + q]`` with signed indices does not (8 times slower, `benchmarks/lowlevel.py`).
+over such arrays; ``range(lo, hi)`` or ``x[base + q]`` with signed indices does not (4 to 8 times slower).
 
-A call through an address costs 2 ns and lets one driver run every kernel; a driver a kernel would cost 0.6 s of compilation each.
+A call through an address costs a few ns and lets one driver run every kernel, instead of compiling a parallel driver for each.
+`benchmarks/lowlevel.py` has the figures.
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ def record(pointer: Any) -> Any:
 
 @intrinsic
 def data_of(context: Any, identity: Any) -> Any:
-    """The data address of the ndarray whose ``id`` is given; 0 for 0. (``.ctypes.data`` takes 1.3 us, this nothing.)"""
+    """The data address of the ndarray whose ``id`` is given; 0 for 0. (``.ctypes.data`` takes a microsecond or two.)"""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         result = cgutils.alloca_once_value(builder, args[0])

@@ -8,9 +8,9 @@ from cpunorm.jit.lowlevel import address, as_float64, as_type_of, at_byte, call_
 from cpunorm.program import SLOTS
 
 BLOCK = 4096  # values read twice in a row by a reduction of runs: 16 KB of float32, half of the smallest L1
-TILE = 256  # values between load and store of the affine: streaming wants them fine (2048: 85% of the limit, 8192: 77%)
+TILE = 256  # values between load and store of the affine: streaming wants them fine (benchmarks/tile.py)
 STRIP = 512  # columns that a reduction of columns accumulates at once, on the stack
-ROWS4 = 4 * STRIP
+WIDE = 2 * STRIP  # widened rows: one, and one to compare it with
 ROWS = 32  # rows summed in T before they go to float64
 LINE = 64  # bytes
 
