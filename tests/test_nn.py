@@ -19,7 +19,6 @@ except ImportError:
     torch = None  # type: ignore[assignment]
 
 peer = [pytest.mark.peer, pytest.mark.skipif(torch is None, reason="PyTorch is not installed")]
-BACKENDS = ("numba", "numpy")
 # float32: ten steps of a few hundred values each, sums of gradients among them
 TOLERANCE = {"float32": {"rtol": 2e-5, "atol": 2e-5}, "float64": {"rtol": 1e-11, "atol": 1e-11}}
 
@@ -102,7 +101,6 @@ def same_state(ours: Any, theirs: Any, dtype: str) -> None:
 class TestTorch:
     pytestmark = peer
 
-    @pytest.mark.parametrize("backend", BACKENDS)
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     @pytest.mark.parametrize(("name", "arguments", "shape"), CASES, ids=IDS)
     def test_ten_training_steps_and_inference(self, name: str, arguments: dict[str, Any], shape: tuple[int, ...], dtype: str, backend: str):
