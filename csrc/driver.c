@@ -26,13 +26,16 @@ static inline int64_t min(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* All steps of a phase over its block k. */
+/* All steps of a phase over its block k, a part at a time. */
 static void run_block(const phase *p, const step *steps, int64_t k, void *const *buffers)
 {
     int64_t lo = k * p->block;
-    int64_t hi = min(p->items, lo + p->block);
-    for (const step *s = steps + p->first; s < steps + p->first + p->count; s++)
-        ((kernel *)(intptr_t)s->kernel)(s, buffers, lo * s->scale, min(hi * s->scale, s->items));
+    const int64_t end = min(p->items, lo + p->block);
+    for (; lo < end; lo += p->part) {
+        int64_t hi = min(end, lo + p->part);
+        for (const step *s = steps + p->first; s < steps + p->first + p->count; s++)
+            ((kernel *)(intptr_t)s->kernel)(s, buffers, lo * s->scale, min(hi * s->scale, s->items));
+    }
 }
 
 /* Arrays come as id(array), 0 for none; the caller holds a reference to each of them.

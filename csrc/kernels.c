@@ -19,6 +19,8 @@ enum {
     ROWS = 32,         /* rows summed in T before they go to double */
     RING = 16384,      /* values: the reach of a window (before + after + TILE) or its channels times a strip must fit */
     LINE = 64,         /* bytes */
+    DTYPES = 4,        /* float, double, half, brain: as cpunorm_kernel numbers them */
+    GROUP = 4,         /* vectors on their way at once, loaded before any is stored: 63 GB/s streamed, one by one 57 */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -86,12 +88,6 @@ INLINE char *at(const operand array, int64_t outer, int64_t middle, int64_t last
     return array.data + (outer * array.outer + middle * array.middle + last * array.item);
 }
 
-/* How many values the tile at y has, so that it ends on a cache line; all others then start on one. */
-INLINE int64_t to_line(const char *y, int64_t item)
-{
-    return TILE - (int64_t)((uintptr_t)y % LINE) / item;
-}
-
 /* Whether no sum of squares in float was lost: to infinity or NaN, or below the normal numbers, where a square loses up to 2^-150. Of 4096
  * squares that is no more than 1e-7 of TINY. */
 #define TINY 1e-34
@@ -100,6 +96,9 @@ INLINE int in_range(double squares)
 {
     return squares >= TINY && squares < INFINITE;
 }
+
+typedef uint16_t half;  /* the bits of a float16 */
+typedef uint16_t brain; /* of a bfloat16 */
 
 typedef void any_function(void);
 
@@ -111,6 +110,9 @@ struct entry {
 #define GLUE_EXPANDED(name, t, set) name##_##t##_##set
 #define GLUE(name, t, set) GLUE_EXPANDED(name, t, set)
 #define NAME(name) GLUE(name, T, SET)
+#define GLUE_OF_EXPANDED(name, e, set) name##_of_##e##_##set
+#define GLUE_OF(name, e, set) GLUE_OF_EXPANDED(name, e, set)
+#define ENAME(name) GLUE_OF(name, E, SET)
 
 /* For #if, which cannot compare types. */
 #define IS_float 1
@@ -118,6 +120,11 @@ struct entry {
 #define IS_EXPANDED(t) IS_##t
 #define IS(t) IS_EXPANDED(t)
 #define IS_FLOAT IS(T)
+#define IS_half 2
+#define IS_brain 3
+#define NARROW_EXPANDED(e) (IS_##e > 1)
+#define NARROW(e) NARROW_EXPANDED(e)
+#define IS_E_BRAIN (IS(E) == 3)
 
 /* Each set: WIDTH bytes of a vector; TARGET of its functions (no flag of the command line: one file has them all, and no instruction
  * runs before its set is chosen); STREAM, a store past the caches to an address aligned to WIDTH; FENCE, after which other threads see
@@ -130,48 +137,46 @@ struct entry {
 #define SET sse2
 #define HAS_F16C 0
 #define WIDTH 16
+#define VECTOR_OF(operation) _mm_##operation
 #define TARGET
 #define STREAM(to, vector) _mm_stream_ps((float *)(to), (__m128)(vector))
-#define T float
-#include "kernels.inc"
-#undef T
-#define T double
-#include "kernels.inc"
-#undef T
+#define STREAM_SHORTS(to, shorts) _mm_stream_si64((long long *)(to), (long long)(shorts))
+#include "types.inc"
 #undef SET
 #undef WIDTH
+#undef VECTOR_OF
+#undef MASKED_LOAD
 #undef TARGET
 #undef STREAM
+#undef STREAM_SHORTS
 #undef HAS_F16C
 
 #define SET avx2
 #define HAS_F16C 1
 #define WIDTH 32
+#define VECTOR_OF(operation) _mm256_##operation
+#define MASKED_LOAD(type) _mm256_maskload_##type
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define STREAM(to, vector) _mm256_stream_ps((float *)(to), (__m256)(vector))
-#define T float
-#include "kernels.inc"
-#undef T
-#define T double
-#include "kernels.inc"
-#undef T
+#define STREAM_SHORTS(to, shorts) _mm_stream_si128((__m128i *)(to), (__m128i)(shorts))
+#include "types.inc"
 #undef SET
 #undef WIDTH
+#undef VECTOR_OF
+#undef MASKED_LOAD
 #undef TARGET
 #undef STREAM
+#undef STREAM_SHORTS
 #undef HAS_F16C
 
 #define SET avx512
 #define HAS_F16C 1
 #define WIDTH 64
+#define VECTOR_OF(operation) _mm512_##operation
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,f16c")))
 #define STREAM(to, vector) _mm512_stream_ps((float *)(to), (__m512)(vector))
-#define T float
-#include "kernels.inc"
-#undef T
-#define T double
-#include "kernels.inc"
-#undef T
+#define STREAM_SHORTS(to, shorts) _mm256_stream_si256((__m256i *)(to), (__m256i)(shorts))
+#include "types.inc"
 
 #else
 
@@ -180,31 +185,33 @@ struct entry {
 #define SET plain
 #define HAS_F16C 0
 #define WIDTH 16
+#define VECTOR_OF(operation) _mm_##operation
 #define TARGET
 #if defined(__clang__)
 #define STREAM(to, vector) __builtin_nontemporal_store((vector), &(to)->v)
 #else
 #define STREAM(to, vector) ((to)->v = (vector))
 #endif
-#define T float
-#include "kernels.inc"
-#undef T
-#define T double
-#include "kernels.inc"
-#undef T
+#define STREAM_SHORTS(to, shorts) (((ENAME(aligned) *)(to))->v = (shorts))
+#include "types.inc"
 
 #endif
 
+#define TABLES(set)                                                                                                              \
+    {                                                                                                                            \
+        #set, {{kernels_float_##set, elements_of_float_##set}, {kernels_double_##set, elements_of_double_##set},                       \
+            {kernels_float_##set, elements_of_half_##set}, {kernels_float_##set, elements_of_brain_##set}}                            \
+    }
 static const struct {
     const char *name;
-    const struct entry *of_float, *of_double;
+    const struct entry *of[DTYPES][2]; /* tables of a dtype: of what it is computed in, and of its elements */
 } sets[] = {
 #if defined(__x86_64__)
-    {"sse2", kernels_float_sse2, kernels_double_sse2},
-    {"avx2", kernels_float_avx2, kernels_double_avx2},
-    {"avx512", kernels_float_avx512, kernels_double_avx512},
+    TABLES(sse2),
+    TABLES(avx2),
+    TABLES(avx512),
 #else
-    {"plain", kernels_float_plain, kernels_double_plain},
+    TABLES(plain),
 #endif
 };
 
@@ -237,10 +244,11 @@ int cpunorm_set_runs_here(int set)
     return set == 0;
 }
 
-intptr_t cpunorm_kernel(int set, const char *name, int itemsize)
+intptr_t cpunorm_kernel(int set, const char *name, int dtype)
 {
-    const struct entry *e = itemsize == 8 ? sets[set].of_double : sets[set].of_float;
-    while (e->name && strcmp(e->name, name))
-        e++;
-    return (intptr_t)e->function;
+    for (int table = 0; table < 2; table++)
+        for (const struct entry *e = sets[set].of[dtype][table]; e->name; e++)
+            if (!strcmp(e->name, name))
+                return (intptr_t)e->function;
+    return 0;
 }

@@ -8,8 +8,9 @@
 /* kernels.c: the instruction sets compiled in, the narrowest first; NULL past the last one. */
 const char *cpunorm_set_name(int set);
 int cpunorm_set_runs_here(int set);
-/* The address of a kernel or stage of an instruction set, for float (itemsize 4) or double (8); 0 if there is none of this name. */
-intptr_t cpunorm_kernel(int set, const char *name, int itemsize);
+/* The address of a kernel or stage of an instruction set for elements of float (0), double (1), float16 (2) or bfloat16 (3); 0 if there is
+ * none of this name. */
+intptr_t cpunorm_kernel(int set, const char *name, int dtype);
 
 /* driver.c */
 extern int cpunorm_data_field;

@@ -56,6 +56,9 @@ typedef struct step {
     int64_t packed;
     int64_t activation;
     int64_t store;
+    int64_t streams;
+    int64_t tiled;
+    int64_t ahead;
     /* tables in scratch: [outer, entry, channel] */
     int64_t channels;
     int64_t groups;
@@ -71,6 +74,7 @@ typedef struct step {
     int64_t coefficient_count;
     int64_t coefficient_outer;
     int64_t period;
+    int64_t width;
     /* window */
     int64_t before;
     int64_t after;
@@ -80,11 +84,14 @@ typedef struct step {
     double alpha;
     double beta;
     double k;
+    double floor;
+    double ceiling;
 } step;
 
 typedef struct phase {
     int64_t items;
     int64_t block;
+    int64_t part;
     int64_t first;
     int64_t count;
 } phase;

@@ -24,7 +24,7 @@ PARAMETERS = slice(4, 8)  # of the slots: weight, bias, running_mean, running_va
 class Runner:
     """A plan linked with a backend: runs on arrays as they are."""
 
-    __slots__ = ("_driver", "_threads", "address", "plan", "program", "scratch")
+    __slots__ = ("_bias", "_driver", "_filled", "_threads", "_weight", "address", "plan", "program", "scratch")
 
     def __init__(self, plan: Plan, backend: str, dtype: str) -> None:
         module = backends.compiled(backend)
@@ -34,6 +34,9 @@ class Runner:
         self._driver, self._threads = module.driver(plan.threads)
         self.address = self.program.address
         self.scratch = plan.scratch
+        kind = np.float64 if dtype == "float64" else np.float32
+        self._filled = (np.ones(plan.affine, kind), np.zeros(plan.affine, kind)) if plan.affine else ()
+        self._weight, self._bias = (id(array) for array in self._filled) if plan.affine else (0, 0)
 
     def __call__(
         self,
@@ -59,8 +62,8 @@ class Runner:
             0 if second is None else id(second),
             0 if y is None else id(y),
             0 if total is None else id(total),
-            0 if weight is None else id(weight),
-            0 if bias is None else id(bias),
+            self._weight if weight is None else id(weight),
+            self._bias if bias is None else id(bias),
             0 if running_mean is None else id(running_mean),
             0 if running_var is None else id(running_var),
             0 if mean is None else id(mean),
@@ -136,7 +139,7 @@ def prepare(
                     continue  # one row in pieces that lie apart
                 if view is not None:
                     plan = make(view, in_place and not copied, resources(threads))
-                    runner = Runner(plan, backend, compute_dtype(x.dtype).name)
+                    runner = Runner(plan, backend, x.dtype.name)
                     return _with_copies(runner, copied, order, second is not None) if copied else runner
     raise AssertionError(f"no view of packed copies: {x.shape}, {roles}")
 

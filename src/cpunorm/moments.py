@@ -97,7 +97,7 @@ def _moments(x: Array, axes: tuple[int, ...], backend: str, threads: int | None)
     runner = call.find(key)
     if runner is None:
         made = recipes.moments(view, data, dispatch.resources(threads))
-        runner = call.remember(key, dispatch.Runner(made, backend, dispatch.compute_dtype(x.dtype).name))
+        runner = call.remember(key, dispatch.Runner(made, backend, x.dtype.name))
     _, mean, m2 = statistics_of(runner, runner(x))
     kept = [a for a in memory_order(x.shape, strides) if a not in axes]  # units are in memory order
     back = np.argsort(kept)

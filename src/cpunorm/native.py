@@ -25,7 +25,7 @@ except ImportError as problem:
 
 name = "c"
 VARIABLE = "CPUNORM_INSTRUCTION_SET"
-_ITEMSIZES = {"float32": 4, "float64": 8}
+_DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # as cpunorm_kernel numbers them
 
 lib.cpunorm_data_field = object.__basicsize__
 
@@ -82,14 +82,14 @@ def forced(instruction_set: str) -> Iterator[None]:
 
 @cache
 def _address(instruction_set: str, kernel: str, dtype: str) -> int:
-    found = int(lib.cpunorm_kernel(_SETS[instruction_set], kernel.encode(), _ITEMSIZES[dtype]))
+    found = int(lib.cpunorm_kernel(_SETS[instruction_set], kernel.encode(), _DTYPES[dtype]))
     if not found:
         raise LookupError(f"there is no C kernel {kernel!r}")
     return found
 
 
 def address(kernel: str, dtype: str) -> int:
-    """The address of a kernel or stage."""
+    """The address of a kernel or stage for elements of `dtype`."""
     return _address(_chosen, kernel, dtype)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from cpunorm.layout import View
@@ -21,7 +22,13 @@ PIECE_BYTES = 128 << 10  # of a unit in one item of a reduction of runs: small e
 PIECE_ROWS = 128  # at least so many rows in one item of a reduction of columns: each leaves an entry of 24 bytes a column
 PERIOD = 192  # fewest values in a row of coefficients: 3 channels as they stand reach a fifth of the rate
 GRAIN = 1024  # elements in one item of a breadth-first affine
-STRETCH = 1024  # fewest contiguous elements that a depth-first block walks in one go
+PART_BYTES = 32 << 10  # read in one part of a depth-first block: it is in L1 or just beyond when it is read again
+STRETCH = 1024  # fewest contiguous elements that a depth-first part walks in one go
+SHORT = 2048  # bytes of a run, fewer than which are not worth streaming on their own
+PAD = 128  # coefficients that go on after a period: more than a group of the widest vectors
+WHOLE = 32  # values of a group of vectors (float32, AVX2)
+WIDEST = 2048  # columns to which a period may grow to become a multiple of a group
+AHEAD = 768  # bytes between what a streaming affine reads and what it fetches meanwhile
 BLOCKS_A_THREAD = 8  # blocks of a phase that each thread gets on average, so that a busy core is no brake
 LARGEST_BLOCK = 512 << 10  # bytes
 SERIAL_BYTES = 128 << 10  # read and written by a call, below which a second thread costs more than it gives
@@ -52,21 +59,25 @@ class Step:
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps run one after another over each block of the items."""
+    """Steps run one after another over each part of a block of the items; a part is the whole block if it is 0."""
 
     items: int
     block: int
     steps: tuple[Step, ...]
+    part: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a backend needs besides addresses. `scratch` is in float64 values; `tables` are offsets that the caller reads."""
+    """All that a backend needs besides addresses. `scratch` is in float64 values; `tables` are offsets that the caller reads; `affine` is
+    the number of weights and of biases that the kernels read even where the caller has none: 1 and 0 then.
+    """
 
     phases: tuple[Phase, ...]
     scratch: int
     threads: int
     tables: dict[str, int] = field(default_factory=dict)
+    affine: int = 0
 
     def link(self, address: Callable[[str], int]) -> Program:
         """The plan with a backend's kernels in it."""
@@ -74,12 +85,12 @@ class Plan:
         for phase in self.phases:
             steps = []
             for step in phase.steps:
-                fields: dict[str, Any] = {"scale": 1, **step.fields, "kernel": step.kernel}
+                fields: dict[str, Any] = {"scale": 1, "floor": -inf, "ceiling": inf, **step.fields, "kernel": step.kernel}
                 for name in ADDRESSES:
                     if isinstance(fields.get(name), str):
                         fields[name] = address(fields[name])
                 steps.append(fields)
-            phases.append(({"items": phase.items, "block": phase.block}, steps))
+            phases.append(({"items": phase.items, "block": phase.block, "part": phase.part or phase.block}, steps))
         return Program(phases, self.scratch)
 
 
@@ -124,24 +135,28 @@ class Data:
             "item_size": self.itemsize,
             "has_second": int(self.second),
         }
-        if self.itemsize == 2:
-            fields["load"] = f"load_{self.dtype}"
         for name, (outer, middle) in zip(names, view.strides, strict=False):
             fields |= {f"{name}_outer": outer, f"{name}_middle": middle}
         return fields
 
-    def store(self, view: View, caches: Caches, *, tiled: bool = False) -> dict[str, Value]:
-        """How a tile leaves: narrowed; past the caches beyond their size; through a tile where it is written over what was read, or
-        where something more is done to it (`tiled`); else the result goes where it belongs at once.
+    def streams(self, view: View, caches: Caches) -> bool:
+        """Whether the result goes past the caches: beyond their size, and unless it is written over what was read, which is in them."""
+        return not self.in_place and (2 + self.second) * view.size * self.itemsize > caches.l3
+
+    def store(self, view: View, caches: Caches, run: int) -> dict[str, Value]:
+        """How the affine's values leave, in runs of `run` contiguous ones: clipped; past the caches; through a tile for an activation that
+        is no clip, or where runs are too short to fill lines.
         """
-        fields: dict[str, Value] = {"activation": self.activation} if self.activation else {}
-        if self.itemsize == 2:
-            fields["store"] = f"store_{self.dtype}"
-        elif not self.in_place and (2 + self.second) * view.size * self.itemsize > caches.l3:
-            fields["store"] = "store_stream"
-        elif self.in_place or self.activation or tiled:
-            fields["store"] = "store_plain"
+        fields: dict[str, Value] = {"streams": int(self.streams(view, caches)), "ahead": AHEAD * self.streams(view, caches)}
+        if self.activation in CLIPS:
+            fields["floor"], fields["ceiling"] = CLIPS[self.activation]
+        elif self.activation:
+            fields["activation"] = self.activation
+        fields["tiled"] = int("activation" in fields or (fields["streams"] and run * self.itemsize < SHORT))
         return fields
+
+
+CLIPS = {"relu": (0.0, inf), "relu6": (0.0, 6.0)}
 
 
 class Scratch:
@@ -234,8 +249,12 @@ def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int
 
 
 def _period(view: View) -> int:
-    """Columns: how many values a widened row has. Rows of few channels are repeated until vectors have something to do."""
-    return view.last * max(1, -(-PERIOD // view.last))
+    """Columns: how many values a widened row has. Rows of few channels are repeated until vectors have something to do, and none is left."""
+    fewest = max(1, -(-PERIOD // view.last))
+    for repeats in range(fewest, max(WIDEST // view.last, fewest) + 1):
+        if repeats * view.last % WHOLE == 0:
+            return repeats * view.last
+    return fewest * view.last
 
 
 def merge_entries(kernel: str, reduction: Reduction, scratch: Scratch, *, columns: int = 3) -> tuple[tuple[Step, ...], dict[str, Value]]:
@@ -262,15 +281,19 @@ def merge_groups(each: int, units: int, where: dict[str, Value], scratch: Scratc
 # ---------------------------------------------------------------- affine
 
 
-def coefficients_table(count: int, outer: int, period: int, channels: int, data: Data, scratch: Scratch) -> dict[str, Value]:
-    """A table of `count` rows of `period`, one row an outer index where `outer`."""
-    values = count * period
+def coefficients_table(
+    count: int, outer: int, period: int, channels: int, data: Data, scratch: Scratch, *, pad: int = 0
+) -> dict[str, Value]:
+    """A table of `count` rows of `period` and `pad` values, one row an outer index where `outer`."""
+    width = period + pad
+    values = count * width
     return {
         "period": period,
+        "width": width,
         "channels": channels,
         "coefficients": scratch.take(5 * values, data.compute),
         "coefficient_count": values,
-        "coefficient_outer": period if outer else 0,
+        "coefficient_outer": width if outer else 0,
     }
 
 
@@ -278,22 +301,22 @@ def coefficients_of(view: View, data: Data, scratch: Scratch, *, outer: bool) ->
     """For the affine of this view, a row of coefficients for each outer index if `outer`."""
     packed = view.form == "columns" and all(view.rows_packed(array) for array in range(len(view.strides)))
     period = _period(view) if packed else view.channels
-    return coefficients_table(view.outer if outer else 1, outer, period, view.channels, data, scratch)
+    pad = PAD if view.form == "columns" else 0
+    return coefficients_table(view.outer if outer else 1, outer, period, view.channels, data, scratch, pad=pad)
 
 
-def affine_step(
-    view: View, data: Data, coefficients: Mapping[str, Value], caches: Caches, *, kernel: str = "", tiled: bool = False
-) -> Step:
+def affine_step(view: View, data: Data, coefficients: Mapping[str, Value], caches: Caches, *, kernel: str = "") -> Step:
     """Breadth first: items of `GRAIN` elements of everything, in memory order."""
     fields = data.fields(view)
     y = len(view.strides) - 1
+    last = view.last
     if view.form == "columns" and all(view.rows_packed(array) for array in range(y + 1)):
         outer, last = view.outer, view.middle * view.last  # a row is all of an outer index
         if not coefficients["coefficient_outer"] and all(view.packed(array) for array in range(y + 1)):
             outer, last = 1, outer * last
         fields |= {"outer": outer, "middle": 1, "last": last}
     fields |= {"items": -(-view.size // GRAIN), "grain": GRAIN, "total": view.size, "repeat": 1, "packed": int(view.packed(y))}
-    return Step(kernel or f"affine_{view.form}", fields | dict(coefficients) | data.store(view, caches, tiled=tiled))
+    return Step(kernel or f"affine_{view.form}", fields | dict(coefficients) | data.store(view, caches, last))
 
 
 def by_unit(affine: Step, items: int, grain: int) -> Step:
@@ -336,15 +359,24 @@ def fold_phases(steps: Iterable[Step], unit_entries: int) -> tuple[Phase, ...]:
     return tuple(Phase(step.items, max(1, FOLD_BLOCK // unit_entries), (step,)) for step in steps)
 
 
-def depth_block(units: int, unit_bytes: int, stretch: int, threads: int, caches: Caches) -> int:
-    """Units that one thread takes from the first step to the last while they are in its cache; 0 where that does not pay.
+def depth_phase(
+    steps: tuple[Step, ...], units: int, unit_bytes: int, stretch: int, apart: int, threads: int, caches: Caches
+) -> Phase | None:
+    """`steps` over a few units at a time, while they are in cache; None where that does not pay.
 
-    `stretch` is the number of contiguous elements of a unit.
+    `unit_bytes` are read of a unit, `stretch` is the number of its contiguous elements, units begin `apart` bytes from each other.
     """
     if units < 4 * threads or unit_bytes > caches.l3 // (2 * threads):
-        return 0  # too few units to share out, or none fits
-    block = max(1, caches.l2 // 2 // unit_bytes, -(-STRETCH // stretch))
-    return min(block, -(-units // (4 * threads)))
+        return None  # too few units to share out, or none fits
+    part = min(max(1, PART_BYTES // unit_bytes, -(-STRETCH // stretch)), -(-units // (4 * threads)))
+    block = max(1, _block(units, unit_bytes, threads) // part) * part
+    next_part = part if part < block else block * threads  # the same thread's
+    return Phase(units, block, tuple(_fetching(step, next_part * apart) for step in steps), part)
+
+
+def _fetching(step: Step, ahead: int) -> Step:
+    """A step that streams fetches meanwhile what comes next."""
+    return Step(step.kernel, {**step.fields, "ahead": ahead}) if "ahead" in step.fields else step
 
 
 def affine_bytes(data: Data) -> int:
@@ -366,23 +398,22 @@ def scheduled(
     """reduction -> folds -> affine, a few units at a time while they are in cache, or each over everything; `last` are folds at the end."""
     itemsize = (1 + data.second) * data.itemsize
     y = len(view.strides) - 1
-    depth: tuple[Step, ...] = ()
+    first: Phase | None = None
+    reduce_unit = reduction.step.scaled(reduction.unit_items)
     if view.form == "runs":
         units, stretch = reduction.units, view.last * view.middle // reduction.channels
-        block = depth_block(units, reduction.unit_size * itemsize, stretch, threads, caches)
-        first = reduction.step.scaled(reduction.unit_items)
-        inner = by_unit(affine, units, reduction.unit_size) if view.kept_outer or view.outer == 1 else by_channel(affine, view, y)
-        depth = (first, *folds, inner)
+        together = view.kept_outer or view.outer == 1  # a unit lies in one place
+        inner = by_unit(affine, units, reduction.unit_size) if together else by_channel(affine, view, y)
+        apart = (reduction.unit_size if together else view.strides[0][1]) * data.itemsize
+        first = depth_phase((reduce_unit, *folds, inner), units, reduction.unit_size * itemsize, stretch, apart, threads, caches)
     elif view.kept_outer:
-        units = view.outer
-        block = depth_block(units, view.size // units * itemsize, view.last * view.middle, threads, caches)
-        first = reduction.step.scaled(reduction.unit_items)
-        depth = (first, *(step.scaled(step.items // units) for step in folds), by_unit(affine, units, view.size // units))
-    else:
-        block = 0  # pooled columns would be read in slivers
+        units, size = view.outer, view.size // view.outer
+        steps = (reduce_unit, *(step.scaled(step.items // units) for step in folds), by_unit(affine, units, size))
+        first = depth_phase(steps, units, size * itemsize, view.last * view.middle, size * data.itemsize, threads, caches)
+    # else pooled columns, which would be read in slivers
     phases: tuple[Phase, ...]
-    if block:
-        phases = (Phase(units, block, depth),)
+    if first:
+        phases = (first,)
     else:
         phases = (
             phase_of(reduction.step, reduction.item_bytes(data), threads),

@@ -4,7 +4,7 @@ A **step** is a kernel and the small view of the data that it works on; every nu
 is made once and called often. A **phase** is a few steps run over blocks of the same items, all steps over one block before the next:
 
 * one step a phase, several phases: *breadth first*, each step over everything (a trip to memory a step);
-* several steps in one phase: *depth first*, all steps over a block of units while it is in cache (one trip).
+* several steps in one phase: *depth first*, all steps over a few units, a `part` of a block, while they are in cache (one trip).
 
 A kernel is ``void kernel(const step *, void *const *buffers, int64 lo, int64 hi)``. Addresses of a call are in ``buffers``, in the order
 of `SLOTS`. All tables of intermediate results live in one float64 scratch array, at offsets that the step names.
@@ -52,7 +52,7 @@ STEP_INTEGERS = (
     "y_middle",
     "total",  # elements: reductions, of a unit (runs, rows) or of an outer index (columns); affine, of a repeat
     "item_size",  # bytes of an element of x, second, y and sum
-    "load",  # address of the stage that widens a tile of x or second; 0 where they are of the computing dtype
+    "load",  # windows: address of the stage that widens a tile of x or second; 0 where they are of the computing dtype
     "has_second",
     # reductions
     "source",  # moments: the slot that is read, x or second
@@ -62,8 +62,11 @@ STEP_INTEGERS = (
     # affine
     "grain",  # elements of an item
     "packed",  # y has no gaps: a tile may cross runs
-    "activation",  # address of a stage; 0 for none
-    "store",  # address of the stage that writes a tile; 0 where the result is written where it belongs at once
+    "activation",  # address of a stage; 0 for none, or one that is a clip
+    "store",  # windows: address of the stage that writes a tile
+    "streams",  # the result goes past the caches
+    "tiled",  # the result goes through a tile
+    "ahead",  # bytes from what is read to what is fetched meanwhile
     # tables in scratch: [outer, entry, channel]
     "channels",
     "groups",  # units an outer index; each has channels / groups of the coefficients
@@ -78,14 +81,21 @@ STEP_INTEGERS = (
     "coefficients",  # offset of (center, scale, shift, second center, second scale), `coefficient_count` of the computing dtype each
     "coefficient_count",
     "coefficient_outer",  # from one outer index to the next; 0 where all share one row
-    "period",  # columns: the row of coefficients repeats after so many values, a multiple of `channels`
+    "period",  # columns: the row of coefficients repeats after so many values, a multiple of `channels`,
+    "width",  # and goes on for a few more, so that a group of vectors may begin anywhere in a period
     # window
     "before",  # channels before and
     "after",  # after the one in the middle
 )
-STEP_FLOATS = ("eps", "momentum", "size", "alpha", "beta", "k")
+STEP_FLOATS = ("eps", "momentum", "size", "alpha", "beta", "k", "floor", "ceiling")  # the last two: bounds of the affine's result
 ADDRESSES = ("kernel", "load", "activation", "store")  # fields that hold the address of a kernel or stage
-PHASE_INTEGERS = ("items", "block", "first", "count")  # `count` steps from `first` on, in blocks of `block` of the `items`
+PHASE_INTEGERS = (
+    "items",
+    "block",  # of the items, that a thread takes at a time
+    "part",  # of the block, that goes through all steps before the next
+    "first",  # the steps: `count` from this one on
+    "count",
+)
 PROGRAM_INTEGERS = ("phases", "phase_count", "steps")  # addresses and a length
 
 STEP = np.dtype([(n, np.int64) for n in STEP_INTEGERS] + [(n, np.float64) for n in STEP_FLOATS])
@@ -99,7 +109,7 @@ class Program:
     __slots__ = ("address", "head", "kernels", "phases", "scratch", "steps")
 
     def __init__(self, phases: list[tuple[dict[str, int], list[dict[str, Any]]]], scratch: int) -> None:
-        """`phases`: (items and block, its steps); a step names its fields."""
+        """`phases`: (items, block and part, its steps); a step names its fields."""
         steps = [step for _, block in phases for step in block]
         self.steps = np.zeros(len(steps), STEP)
         for row, step in enumerate(steps):
@@ -108,7 +118,7 @@ class Program:
         self.phases = np.zeros(len(phases), PHASE)
         first = 0
         for row, (sizes, block) in enumerate(phases):
-            self.phases[row] = (sizes["items"], sizes["block"], first, len(block))
+            self.phases[row] = (sizes["items"], sizes["block"], sizes["part"], first, len(block))
             first += len(block)
         self.head = np.array([(self.phases.ctypes.data, len(phases), self.steps.ctypes.data)], PROGRAM)
         self.address = int(self.head.ctypes.data)

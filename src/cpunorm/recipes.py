@@ -22,7 +22,7 @@ from cpunorm.plan import (
     by_unit,
     coefficients_of,
     coefficients_table,
-    depth_block,
+    depth_phase,
     fold_phases,
     merge_entries,
     merge_groups,
@@ -78,11 +78,11 @@ def layer_norm(view: View, data: Data, resources: Resources, *, eps: float, cent
     rows = view.outer * view.middle
     threads = threads_for((3 + data.second) * view.size * data.itemsize, resources)
     coefficients = coefficients_table(rows, 1, 1, 1, data, scratch)
-    affine = affine_step(view, data, coefficients, resources.caches, kernel="affine_rows", tiled=data.second)
+    affine = affine_step(view, data, coefficients, resources.caches, kernel="affine_rows")
     reduction = reduce("moments_runs", view, data, scratch, centred=centred)
     merge, where = merge_entries("fold_moments", reduction, scratch)
     folds = (*merge, Step("fold_statistics", {"items": rows, "groups": 1, "eps": eps, **coefficients, **where}))
-    return scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches)
+    return replace(scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches), affine=view.last)
 
 
 def normalize(view: View, data: Data, resources: Resources, *, eps: float) -> Plan:
@@ -106,7 +106,10 @@ def local_response_norm(view: View, data: Data, resources: Resources, *, size: i
     name = "window_gradient_" if data.second else "window_"
     fields = data.fields(view) | {"channels": view.channels, "before": before, "after": after}
     fields |= {"size": float(size), "alpha": alpha, "beta": beta, "k": k}
-    fields |= {"store": "store_plain"} | data.store(view, resources.caches, tiled=True)
+    if data.itemsize == 2:
+        fields |= {"load": f"load_{data.dtype}", "store": f"store_{data.dtype}"}
+    else:
+        fields["store"] = "store_stream" if data.streams(view, resources.caches) else "store_plain"
     if view.form == "runs":
         grain = min(TILE, RING // (before + after + 1)) if data.second else TILE
         pieces = -(-view.last // grain)
@@ -190,10 +193,11 @@ def row_gradients(view: View, data: Data, resources: Resources) -> Plan:
     affine = affine_step(view, data, {**coefficients, "training": 1}, resources.caches, kernel="affine_rows")
     parameters = Step("fold_row_parameters", {"items": n, "last": n, "pieces": pieces, **tables})
     unit_bytes = length * n * 2 * data.itemsize
-    block = depth_block(pieces, unit_bytes, length * n, threads, resources.caches)
+    steps = (sums, fold.scaled(length), by_unit(affine, pieces, length * n))
+    first = depth_phase(steps, pieces, unit_bytes, length * n, length * n * data.itemsize, threads, resources.caches)
     phases: tuple[Phase, ...]
-    if block:
-        phases = (Phase(pieces, block, (sums, fold.scaled(length), by_unit(affine, pieces, length * n))),)
+    if first:
+        phases = (first,)
     else:
         phases = (phase_of(sums, unit_bytes, threads), *fold_phases([fold], 1), phase_of(affine, affine_bytes(data), threads))
-    return Plan((*phases, *fold_phases([parameters], pieces)), scratch.size, threads)
+    return Plan((*phases, *fold_phases([parameters], pieces)), scratch.size, threads, affine=n)
