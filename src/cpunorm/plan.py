@@ -19,7 +19,9 @@ from cpunorm.machine import Caches
 from cpunorm.program import ADDRESSES, Program
 
 PIECE_BYTES = 128 << 10  # of a unit in one item of a reduction of runs: small enough to share out, large beside its merge
-PIECE_ROWS = 128  # at least so many rows in one item of a reduction of columns: each leaves an entry of 24 bytes a column
+PIECE_ROWS = 128  # rows in one item of a reduction of rows' gradients
+FEWEST, MOST = 32, 256  # pieces that a reduction of columns is cut into, if it is large: enough for many cores, and
+ENTRY_BYTES = 1 << 20  # no more, above the fewest, than leave so many bytes of entries, of 24 bytes a column each
 PERIOD = 192  # fewest values in a row of coefficients: 3 channels as they stand reach a fifth of the rate
 GRAIN = 1024  # elements in one item of a breadth-first affine
 PART_BYTES = 32 << 10  # read in one part of a depth-first block: it is in L1 or just beyond when it is read again
@@ -234,7 +236,8 @@ def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int
         channels = view.last
         period = _period(view) if packed else channels
         total = view.middle * channels
-        length = max(PIECE_ROWS * channels, PIECE_BYTES // data.compute) // period * period or period
+        cut = -(-max(FEWEST, min(MOST, ENTRY_BYTES // (24 * period))) // (view.outer if view.kept_outer else 1))
+        length = max(-(-total // (cut * period)), PIECE_BYTES // (data.compute * period), 1) * period
         pieces = -(-total // length)
         items = view.outer * pieces
         entries = items * period
