@@ -17,7 +17,6 @@ enum {
     TILE = 256,        /* values between load and store of the affine: streaming wants them fine (benchmarks/tile.py) */
     STRIP = 512,       /* columns that a reduction of columns accumulates at once, on the stack */
     ROWS = 32,         /* rows summed in T before they go to double */
-    AHEAD = 1024,      /* bytes between what is summed in rows and what is fetched meanwhile */
     RING = 16384,      /* values: the reach of a window (before + after + TILE) or its channels times a strip must fit */
     LINE = 64,         /* bytes */
     DTYPES = 4,        /* float, double, half, brain: as cpunorm_kernel numbers them */

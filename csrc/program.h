@@ -46,6 +46,8 @@ typedef struct step {
     int64_t item_size;
     int64_t load;
     int64_t has_second;
+    int64_t ahead;
+    int64_t sparse;
     /* reductions */
     int64_t source;
     int64_t pieces;
@@ -58,7 +60,6 @@ typedef struct step {
     int64_t store;
     int64_t streams;
     int64_t tiled;
-    int64_t ahead;
     /* tables in scratch: [outer, entry, channel] */
     int64_t channels;
     int64_t groups;

@@ -30,7 +30,7 @@ SHORT = 2048  # bytes of a run, fewer than which are not worth streaming on thei
 PAD = 128  # coefficients that go on after a period: more than a group of the widest vectors
 WHOLE = 32  # values of a group of vectors (float32, AVX2)
 WIDEST = 2048  # columns to which a period may grow to become a multiple of a group
-AHEAD = 768  # bytes between what a streaming affine reads and what it fetches meanwhile
+AHEAD = 1024  # bytes between what is read and what is fetched meanwhile
 BLOCKS_A_THREAD = 8  # blocks of a phase that each thread gets on average, so that a busy core is no brake
 LARGEST_BLOCK = 512 << 10  # bytes
 SERIAL_BYTES = 128 << 10  # read and written by a call, below which a second thread costs more than it gives
@@ -246,7 +246,7 @@ def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int
         if packed:
             fields |= {"x_middle": period, "second_middle": period}
         fields |= {"last": period, "total": total}
-    fields |= {"items": items, "pieces": pieces, "length": length, "entries": entries, "moments": scratch.take(columns * entries)}
+    fields |= {"ahead": AHEAD, "items": items, "pieces": pieces, "length": length, "entries": entries, "moments": scratch.take(columns * entries)}
     fields |= {"channels": channels if view.form == "runs" else view.channels, "groups": channels}
     return Reduction(Step(kernel, fields), merged, units, channels, unit_size)
 
@@ -378,8 +378,10 @@ def depth_phase(
 
 
 def _fetching(step: Step, ahead: int) -> Step:
-    """A step that streams fetches meanwhile what comes next."""
-    return Step(step.kernel, {**step.fields, "ahead": ahead}) if "ahead" in step.fields else step
+    """A step that fetches meanwhile what comes next: a reduction half of it, the affine the rest, so that memory rests in neither."""
+    if "ahead" not in step.fields:
+        return step
+    return Step(step.kernel, {**step.fields, "ahead": ahead, "sparse": int("moments" in step.fields)})
 
 
 def affine_bytes(data: Data) -> int:

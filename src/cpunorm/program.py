@@ -54,6 +54,8 @@ STEP_INTEGERS = (
     "item_size",  # bytes of an element of x, second, y and sum
     "load",  # windows: address of the stage that widens a tile of x or second; 0 where they are of the computing dtype
     "has_second",
+    "ahead",  # bytes from what is read to what is fetched meanwhile
+    "sparse",  # fetch every second group of vectors only
     # reductions
     "source",  # moments: the slot that is read, x or second
     "pieces",  # the total is cut into so many items
@@ -66,7 +68,6 @@ STEP_INTEGERS = (
     "store",  # windows: address of the stage that writes a tile
     "streams",  # the result goes past the caches
     "tiled",  # the result goes through a tile
-    "ahead",  # bytes from what is read to what is fetched meanwhile
     # tables in scratch: [outer, entry, channel]
     "channels",
     "groups",  # units an outer index; each has channels / groups of the coefficients
