@@ -369,7 +369,7 @@ def depth_phase(
 
     `unit_bytes` are read of a unit, `stretch` is the number of its contiguous elements, units begin `apart` bytes from each other.
     """
-    if units < 4 * threads or unit_bytes > caches.l3 // (2 * threads):
+    if units < 4 * threads or unit_bytes > caches.l3 // (4 * threads):
         return None  # too few units to share out, or none fits
     part = min(max(1, PART_BYTES // unit_bytes, -(-STRETCH // stretch)), -(-units // (4 * threads)))
     block = max(1, _block(units, unit_bytes, threads) // part) * part
