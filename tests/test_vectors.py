@@ -191,6 +191,27 @@ def test_total_adds_halves_in_a_fixed_order_even_where_sums_may_be_regrouped(dty
 
 
 @DTYPES
+def test_a_vector_is_added_to_one_of_a_group(dtype):
+    n = lanes_of(dtype)
+
+    def body(x, y, z):
+        group, v = vectors.load_group(x, 0), vectors.load(y, 0)
+        vectors.store(z, 0, vectors.add_to(group, 0, v))
+        vectors.store(z, 4 * n, vectors.add_to(group, 1, v))
+        vectors.store(z, 8 * n, vectors.add_to(group, 2, v))
+        vectors.store(z, 12 * n, vectors.add_to(group, 3, v))
+
+    t = computing(dtype)
+    x, y, z = values(dtype, 4 * n), values(dtype, n, seed=5), np.zeros(16 * n, t)
+    compiled(body, dtype, dtype, t.name)(x, y, z)
+    for part in range(vectors.GROUP):
+        expected = x.astype(t)
+        with np.errstate(all="ignore"):
+            expected[part * n : (part + 1) * n] += y.astype(t)
+        assert_same_bits(z[part * 4 * n :][: 4 * n] + 0, expected + 0)
+
+
+@DTYPES
 @SIZES
 def test_last_lanes(dtype, size):
     load, _ = pair(size)

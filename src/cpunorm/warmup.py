@@ -14,7 +14,7 @@ from cpunorm import functional
 from cpunorm.plan import SERIAL_BYTES
 
 FLOAT64_ONLY = ("fold_moments", "fold_sums")  # tables
-FLOAT32_ONLY = ("float16", "bfloat16")  # what 16-bit data is computed in
+NARROW = ("float16", "bfloat16")  # only kernels of elements know them, and the stages that are named after them
 
 
 def jobs() -> list[tuple[str, Callable[[], object]]]:
@@ -24,8 +24,14 @@ def jobs() -> list[tuple[str, Callable[[], object]]]:
     made: list[tuple[str, Callable[[], object]]] = [
         (f"{kernel}, {dtype}", partial(backend.address, kernel, dtype))
         for kernel in (*kernels.KERNELS, *kernels.STAGES)
-        for dtype in ("float32", "float64")
-        if not (kernel in FLOAT64_ONLY if dtype == "float32" else kernel.endswith(FLOAT32_ONLY))
+        for dtype in ("float32", "float64", *NARROW)
+        if not (
+            kernel in FLOAT64_ONLY
+            if dtype == "float32"
+            else kernel.endswith(NARROW)
+            if dtype == "float64"
+            else kernel not in kernels.OF_ELEMENTS
+        )
     ]
     x = np.zeros((2, SERIAL_BYTES), np.float32)  # enough for the parallel driver
     for threads in (1, 2):

@@ -1,223 +1,506 @@
-"""The affine that every normalization and every gradient ends in: y = act((x - m) * s + t + (r - n) * q), a tile at a time.
+"""The affine that every normalization and every gradient ends in: y = act((x - m) * s + t + (r - n) * q).
 
 The difference comes first, so that a constant channel gives exactly t and a large mean loses no digits. Forward, r is the residual, with
-n = 0 and q = 1; backward, x is the gradient, with m = 0, and r what was normalized. Everything optional happens once a tile of `TILE`
-values in L1: widening, activation, narrowing, and stores past the caches; a tile crosses runs, and ends on a cache line of y.
+n = 0 and q = 1; backward, x is the gradient, with m = 0, and r what was normalized.
+
+A *span* is a contiguous part of a run or row; its values go from memory through registers to memory, past the caches (`streams`) where the
+result is larger than these. relu and relu6 are a clip on the way; the other activations, and streamed runs that are too short to fill lines
+of y, go through a tile of `TILE` values in L1, which crosses runs and ends on a cache line of y.
+
+Spans are `inlined` where they are called, so that `has_second`, `training` and `target`, constants there, leave no branch in their loops.
 """
 
 # ruff: noqa: ANN001, ANN201  (typed by the signatures in `cpunorm.jit.backend`)
 
 from __future__ import annotations
 
-from cpunorm.jit.lowlevel import address, at_byte, call_stage, fence, inline, offset, record, stack, view
-from cpunorm.jit.tile import BIAS, SECOND, SUM, TILE, WEIGHT, X, Y, coefficients, fetch, to_line
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cpunorm.jit.lowlevel import address, as_computed, call_stage, fence, inline, inlined, offset, record, size_of, stack
+from cpunorm.jit.tile import BIAS, LINE, SECOND, SUM, TILE, WEIGHT, X, Y, coefficients
+from cpunorm.jit.vectors import (
+    GROUP,
+    clip,
+    lanes,
+    load,
+    load_group,
+    load_some,
+    prefetch_group,
+    splat,
+    splat_group,
+    store,
+    store_some,
+    stream,
+)
+
+# Constants of spans. They are NumPy's, as each of Python's is a type of its own to Numba, and a compilation of all that it is passed to.
+DIRECT, STREAMED, TILED = np.intp(0), np.intp(1), np.intp(2)  # where a span goes
+NO, YES = np.False_, np.True_
+START = np.intp(0)
+
+
+class Result(NamedTuple):
+    """Where results go, and the bounds between which they are clipped."""
+
+    y: Any  # pointer to E
+    tile: Any  # pointer to T
+    floor: Any
+    ceiling: Any
+    clips: Any
+
+
+class Coefficients(NamedTuple):
+    """Coefficients of a run."""
+
+    center: Any
+    scale: Any
+    shift: Any
+    second_center: Any
+    second_scale: Any
+
+
+@inlined
+def result_of(s, y, tile):
+    """Results to y, or to the tile."""
+    return Result(y, tile, s.floor, s.ceiling, s.floor > -np.inf or s.ceiling < np.inf)
+
+
+@inlined
+def run_affine(x, r, a, has_second):
+    """Of a vector or a group."""
+    y = (x - a.center) * a.scale + a.shift
+    if has_second:
+        y = y + (r - a.second_center) * a.second_scale
+    return y
+
+
+@inlined
+def put_group(to, q, v, target):
+    """A group of the result to y[q:] or to the tile."""
+    if to.clips:
+        v = clip(v, to.floor, to.ceiling)
+    if target == TILED:
+        store(to.tile, q, v)
+    elif target == STREAMED:
+        stream(to.y, q, v)
+    else:
+        store(to.y, q, v)
+
+
+@inlined
+def put_some(to, q, v, count, target):
+    """`count` lanes of a vector; never past the caches."""
+    if to.clips:
+        v = clip(v, to.floor, to.ceiling)
+    if target == TILED:
+        store_some(to.tile, q, v, count)
+    else:
+        store_some(to.y, q, v, count)
+
+
+@inlined
+def head_of(y, n, target):
+    """How many of the first `n` values lie before a cache line of y that can be streamed."""
+    return min(n, (-address(y) & (LINE - 1)) // size_of(y)) if target == STREAMED else START
+
+
+@inlined
+def run_some(x, r, q, count, a, has_second):
+    """`count` lanes of the result, the others of no meaning."""
+    v = load_some(x, q, count, 0.0)
+    u = load_some(r, q, count, 0.0) if has_second else v
+    return run_affine(v, u, a, has_second)
+
+
+@inlined
+def run_span(x, r, to, n, a, ahead, has_second, target):
+    """`n` values of one run. Vectors that do not fill a line, at either end of what is streamed, are stored."""
+    one = lanes(x)
+    stride = GROUP * one
+    q = START
+    head = head_of(to.y, n, target)
+    while q < head:
+        k = min(one, head - q)
+        put_some(to, q, run_some(x, r, q, k, a, has_second), k, target)
+        q += k
+    overlaps = target != STREAMED and n >= one  # the last vector may begin in the one before it; loaded first: y may be x
+    last = run_some(x, r, n - one, one, a, has_second) if overlaps else splat(x, 0.0)
+    while q + stride <= n:
+        if target == STREAMED or ahead:
+            prefetch_group(x, q, ahead)
+            if has_second:
+                prefetch_group(r, q, ahead)
+        v = load_group(x, q)
+        u = load_group(r, q) if has_second else v
+        put_group(to, q, run_affine(v, u, a, has_second), target)
+        q += stride
+    while q + one <= n:
+        put_some(to, q, run_some(x, r, q, one, a, has_second), one, target)
+        q += one
+    if q < n:
+        if overlaps:
+            put_some(to, n - one, last, one, target)
+        else:
+            put_some(to, q, run_some(x, r, q, n - q, a, has_second), n - q, target)
 
 
 @inline
-def finish(s, tile, spare, y, at, count):
-    """A tile through the activation to y[at:]."""
-    if s.activation:
-        call_stage(s.activation, spare, tile, count)
-        call_stage(s.store, at_byte(y, at * s.item_size), spare, count)
-    else:
-        call_stage(s.store, at_byte(y, at * s.item_size), tile, count)
+def finish(activation, spare, tile, y, n, streams):
+    """A tile through the activation to y."""
+    one = lanes(y)
+    line = LINE // size_of(y)
+    if activation:
+        call_stage(activation, spare, tile, n)
+        tile = spare
+    q = START
+    head = head_of(y, n, STREAMED) if streams else START
+    while q < head:
+        k = min(one, head - q)
+        store_some(y, q, load_some(tile, q, k, 0.0), k)
+        q += k
+    if streams:
+        while q + line <= n:
+            for i in range(0, line, one):
+                stream(y, q + i, load(tile, q + i))
+            q += line
+    while q + one <= n:
+        store(y, q, load(tile, q))
+        q += one
+    if q < n:
+        store_some(y, q, load_some(tile, q, n - q, 0.0), n - q)
+
+
+@inlined
+def to_line(y):
+    """How many values the tile at y has, so that it ends on a cache line; all others then start on one."""
+    return TILE - (address(y) & (LINE - 1)) // size_of(y)
 
 
 def affine_runs(step, buffers, lo, hi):
     """Item = `grain` elements of [outer, middle, last]; a coefficient a run. The same items of each of the `repeat` arrays."""
     s = record(step)
     n = s.last
-    tile = stack(TILE, buffers[X])
-    wide_x = stack(TILE, buffers[X])
-    wide_r = stack(TILE, buffers[X])
+    middle = s.middle
+    coefficient_outer, coefficient_count = s.coefficient_outer, s.coefficient_count
+    packed, has_second, streams, tiled, ahead = s.packed, s.has_second, s.streams, s.tiled, s.ahead
+    activation = s.activation
     table = coefficients(s, buffers)
-    rows = s.coefficient_count
+    tile = stack(TILE, table)
+    spare = stack(TILE, table)
     first = lo * s.grain
     end = min(hi * s.grain, s.total)
     for repeat in range(s.repeat):
-        x = repeat * s.x_repeat
-        second = repeat * s.second_repeat
-        y = repeat * s.y_repeat
+        x = offset(buffers[X], repeat * s.x_repeat)
+        second = offset(buffers[SECOND], repeat * s.second_repeat)
+        y = offset(buffers[Y], repeat * s.y_repeat)
         pos = first
         run = pos // n
         j = pos - run * n
-        outer = run // s.middle
-        c = run - outer * s.middle
-        at = y + outer * s.y_outer + c * s.y_middle + j
-        k = to_line(s, buffers[Y], at)
+        outer = run // middle
+        c = run - outer * middle
+        to = offset(y, outer * s.y_outer + c * s.y_middle + j)
+        k = to_line(to)
         while pos < end:
             k = min(k, end - pos)
-            if not s.packed:
-                k = min(k, n - j)
-            to = tile if s.store else offset(buffers[Y], at)
+            if not tiled or not packed:
+                k = min(k, n - j) if tiled else min(n - j, end - pos)
             f = 0
             while f < k:
                 w = min(n - j, k - f)
-                v = fetch(s, buffers[X], x + outer * s.x_outer + c * s.x_middle + j, w, wide_x)
-                z = view(to, f, w)
-                i = outer * s.coefficient_outer + c
-                center = table[i]
-                scale = table[i + rows]
-                shift = table[i + 2 * rows]
-                if s.has_second:
-                    r = fetch(s, buffers[SECOND], second + outer * s.second_outer + c * s.second_middle + j, w, wide_r)
-                    second_center = table[i + 3 * rows]
-                    second_scale = table[i + 4 * rows]
-                    for q in range(w):
-                        z[q] = ((v[q] - center) * scale + shift) + (r[q] - second_center) * second_scale
+                v = offset(x, outer * s.x_outer + c * s.x_middle + j)
+                r = offset(second, outer * s.second_outer + c * s.second_middle + j)
+                result = result_of(s, to, offset(tile, f))
+                i = outer * coefficient_outer + c
+                center, scale, shift = table[i], table[i + coefficient_count], table[i + 2 * coefficient_count]
+                if has_second:
+                    a = Coefficients(center, scale, shift, table[i + 3 * coefficient_count], table[i + 4 * coefficient_count])
+                    if tiled:
+                        run_span(v, r, result, w, a, ahead, YES, TILED)
+                    elif streams:
+                        run_span(v, r, result, w, a, ahead, YES, STREAMED)
+                    else:
+                        run_span(v, r, result, w, a, ahead, YES, DIRECT)
                 else:
-                    for q in range(w):
-                        z[q] = (v[q] - center) * scale + shift
+                    a = Coefficients(center, scale, shift, center, scale)
+                    if tiled:
+                        run_span(v, r, result, w, a, ahead, NO, TILED)
+                    elif streams:
+                        run_span(v, r, result, w, a, ahead, NO, STREAMED)
+                    else:
+                        run_span(v, r, result, w, a, ahead, NO, DIRECT)
                 f += w
                 j += w
                 if j == n:
                     j = 0
                     c += 1
-                    if c == s.middle:
+                    if c == middle:
                         c = 0
                         outer += 1
-            if s.store:
-                finish(s, tile, wide_x, buffers[Y], at, k)
+            if tiled:
+                finish(activation, spare, tile, to, k, streams)
             pos += k
-            at = at + k if s.packed else y + outer * s.y_outer + c * s.y_middle + j
-            k = TILE if s.packed else to_line(s, buffers[Y], at)
-    if s.store:
+            to = offset(to, k) if packed else offset(y, outer * s.y_outer + c * s.y_middle + j)
+            k = TILE if packed else to_line(to)
+    if streams:
         fence()
+
+
+class Columns(NamedTuple):
+    """Rows of coefficients that repeat after `period` values, and go on for PAD values more, so that a group may begin at any of them."""
+
+    center: Any  # pointers to T
+    scale: Any
+    shift: Any
+    second_center: Any
+    second_scale: Any
+
+
+@inlined
+def column_some(x, r, q, count, a, i, has_second):
+    """`count` lanes of the result, the others of no meaning."""
+    y = (load_some(x, q, count, 0.0) - load(a.center, i)) * load(a.scale, i) + load(a.shift, i)
+    if has_second:
+        y = y + (load_some(r, q, count, 0.0) - load(a.second_center, i)) * load(a.second_scale, i)
+    return y
+
+
+@inlined
+def column_group(x, r, q, a, i, has_second):
+    """The same of a group."""
+    y = (load_group(x, q) - load_group(a.center, i)) * load_group(a.scale, i) + load_group(a.shift, i)
+    if has_second:
+        y = y + (load_group(r, q) - load_group(a.second_center, i)) * load_group(a.second_scale, i)
+    return y
+
+
+@inlined
+def column_span(x, r, to, n, a, i, period, ahead, has_second, target):
+    """`n` values from column `i` of the period on."""
+    one = lanes(x)
+    stride = GROUP * one
+    q = START
+    head = head_of(to.y, n, target)
+    while q < n:
+        while q < head:  # a head that cannot be streamed, or less than a group
+            k = min(one, head - q)
+            put_some(to, q, column_some(x, r, q, k, a, i, has_second), k, target)
+            q += k
+            i += k
+            i = i if i < period else i - period
+        while q + stride <= n:  # groups that begin in this period
+            end = q + min((period - i + stride - 1) // stride, (n - q) // stride) * stride
+            while q < end:
+                if target == STREAMED or ahead:
+                    prefetch_group(x, q, ahead)
+                    if has_second:
+                        prefetch_group(r, q, ahead)
+                put_group(to, q, column_group(x, r, q, a, i, has_second), target)
+                q += stride
+                i += stride
+            i = i if i < period else i - period
+        head = n
 
 
 def affine_columns(step, buffers, lo, hi):
     """Item = `grain` elements of [outer, middle, last]; rows of coefficients that repeat after `period` values, from each row's start."""
     s = record(step)
     n = s.last
-    tile = stack(TILE, buffers[X])
-    wide_x = stack(TILE, buffers[X])
-    wide_r = stack(TILE, buffers[X])
+    middle = s.middle
+    period = s.period
+    coefficient_outer, coefficient_count = s.coefficient_outer, s.coefficient_count
+    packed, has_second, streams, tiled, ahead = s.packed, s.has_second, s.streams, s.tiled, s.ahead
+    activation = s.activation
+    x, second, y = buffers[X], buffers[SECOND], buffers[Y]
     table = coefficients(s, buffers)
-    rows = s.coefficient_count
+    tile = stack(TILE, table)
+    spare = stack(TILE, table)
     pos = lo * s.grain
     end = min(hi * s.grain, s.total)
     row = pos // n
     j = pos - row * n
-    outer = row // s.middle
-    m = row - outer * s.middle
-    i = j % s.period
-    at = outer * s.y_outer + m * s.y_middle + j
-    k = to_line(s, buffers[Y], at)
+    outer = row // middle
+    m = row - outer * middle
+    to = offset(y, outer * s.y_outer + m * s.y_middle + j)
+    k = to_line(to)
     while pos < end:
         k = min(k, end - pos)
-        if not s.packed:
-            k = min(k, n - j)
-        to = tile if s.store else offset(buffers[Y], at)
-        f = 0
-        while f < k:
-            w = min(min(n - j, k - f), s.period - i)
-            v = fetch(s, buffers[X], outer * s.x_outer + m * s.x_middle + j, w, wide_x)
-            z = view(to, f, w)
-            here = outer * s.coefficient_outer + i
-            center = view(table, here, w)
-            scale = view(table, here + rows, w)
-            shift = view(table, here + 2 * rows, w)
-            if s.has_second:
-                r = fetch(s, buffers[SECOND], outer * s.second_outer + m * s.second_middle + j, w, wide_r)
-                second_center = view(table, here + 3 * rows, w)
-                second_scale = view(table, here + 4 * rows, w)
-                for q in range(w):
-                    z[q] = ((v[q] - center[q]) * scale[q] + shift[q]) + (r[q] - second_center[q]) * second_scale[q]
-            else:
-                for q in range(w):
-                    z[q] = (v[q] - center[q]) * scale[q] + shift[q]
-            f += w
-            j += w
-            i += w
-            if i == s.period:
-                i = 0
-            if j == n:
-                j = 0
-                i = 0
-                m += 1
-                if m == s.middle:
-                    m = 0
-                    outer += 1
-        if s.store:
-            finish(s, tile, wide_x, buffers[Y], at, k)
-        pos += k
-        at = at + k if s.packed else outer * s.y_outer + m * s.y_middle + j
-        k = TILE if s.packed else to_line(s, buffers[Y], at)
-    if s.store:
-        fence()
-
-
-def affine_rows(step, buffers, lo, hi):
-    """Item = `grain` elements of [outer, middle, last]; coefficients a row, weight and bias an element.
-
-    Forward (not `training`): ((x + r - m) * s + t) * w + b, where r is the residual and the sum goes to `sum` if that is asked for;
-    backward (`training`): (x * w) * s + ((r - n) * q + t).
-    """
-    s = record(step)
-    n = s.last
-    tile = stack(TILE, buffers[X])
-    wide_x = stack(TILE, buffers[X])
-    wide_r = stack(TILE, buffers[X])
-    ones = view(stack(TILE, buffers[X]), 0, TILE)
-    zeros = view(stack(TILE, buffers[X]), 0, TILE)
-    for q in range(TILE):
-        ones[q] = ones.dtype.type(1)
-        zeros[q] = ones.dtype.type(0)
-    table = coefficients(s, buffers)
-    rows = s.coefficient_count
-    pos = lo * s.grain
-    end = min(hi * s.grain, s.total)
-    row = pos // n
-    j = pos - row * n
-    outer = row // s.middle
-    m = row - outer * s.middle
-    at = outer * s.y_outer + m * s.y_middle + j
-    k = to_line(s, buffers[Y], at)
-    while pos < end:
-        k = min(k, end - pos)
-        if not s.packed:
-            k = min(k, n - j)
-        to = tile if s.store else offset(buffers[Y], at)
+        if not tiled or not packed:
+            k = min(k, n - j) if tiled else min(n - j, end - pos)
         f = 0
         while f < k:
             w = min(n - j, k - f)
-            v = fetch(s, buffers[X], outer * s.x_outer + m * s.x_middle + j, w, wide_x)
-            z = view(to, f, w)
-            weight = view(buffers[WEIGHT], j, w) if address(buffers[WEIGHT]) else ones[:w]
-            center = table[row]
-            scale = table[row + rows]
-            shift = table[row + 2 * rows]
-            if s.training:
-                r = fetch(s, buffers[SECOND], outer * s.second_outer + m * s.second_middle + j, w, wide_r)
-                second_center = table[row + 3 * rows]
-                second_scale = table[row + 4 * rows]
-                for q in range(w):
-                    z[q] = (v[q] * weight[q]) * scale + ((r[q] - second_center) * second_scale + shift)
+            v = offset(x, outer * s.x_outer + m * s.x_middle + j)
+            r = offset(second, outer * s.second_outer + m * s.second_middle + j)
+            i = j % period
+            result = result_of(s, to, offset(tile, f))
+            center = offset(table, outer * coefficient_outer)
+            scale = offset(center, coefficient_count)
+            shift = offset(scale, coefficient_count)
+            second_center = offset(shift, coefficient_count)
+            a = Columns(center, scale, shift, second_center, offset(second_center, coefficient_count))
+            if has_second:
+                if tiled:
+                    column_span(v, r, result, w, a, i, period, ahead, YES, TILED)
+                elif streams:
+                    column_span(v, r, result, w, a, i, period, ahead, YES, STREAMED)
+                else:
+                    column_span(v, r, result, w, a, i, period, ahead, YES, DIRECT)
+            elif tiled:
+                column_span(v, r, result, w, a, i, period, ahead, NO, TILED)
+            elif streams:
+                column_span(v, r, result, w, a, i, period, ahead, NO, STREAMED)
             else:
-                bias = view(buffers[BIAS], j, w) if address(buffers[BIAS]) else zeros[:w]
-                if s.has_second:
-                    r = fetch(s, buffers[SECOND], outer * s.second_outer + m * s.second_middle + j, w, wide_r)
-                    h = view(wide_x, 0, w)
-                    for q in range(w):
-                        h[q] = v[q] + r[q]
-                    if address(buffers[SUM]):
-                        call_stage(s.store, at_byte(buffers[SUM], (row * n + j) * s.item_size), wide_x, w)
-                    v = h
-                for q in range(w):
-                    z[q] = ((v[q] - center) * scale + shift) * weight[q] + bias[q]
+                column_span(v, r, result, w, a, i, period, ahead, NO, DIRECT)
+            f += w
+            j += w
+            if j == n:
+                j = 0
+                m += 1
+                if m == middle:
+                    m = 0
+                    outer += 1
+        if tiled:
+            finish(activation, spare, tile, to, k, streams)
+        pos += k
+        to = offset(to, k) if packed else offset(y, outer * s.y_outer + m * s.y_middle + j)
+        k = TILE if packed else to_line(to)
+    if streams:
+        fence()
+
+
+class Row(NamedTuple):
+    """One row's statistics, and the weight and bias of its elements."""
+
+    center: Any
+    scale: Any
+    shift: Any
+    second_center: Any
+    second_scale: Any
+    weight: Any  # pointers to T
+    bias: Any
+
+
+@inlined
+def row_affine(x, r, a, weight, bias, training):
+    """Forward ((x [+ r]) - m) * s + t, then the weight and bias of the element; `training`, a gradient: its weight comes first."""
+    if training:
+        return (x * weight) * a.scale + ((r - a.second_center) * a.second_scale + a.shift)
+    return ((x - a.center) * a.scale + a.shift) * weight + bias
+
+
+@inlined
+def row_span(x, r, to, total, n, a, ahead, has_second, training, target):
+    """`n` values of a row; `total` (not null) gets x + r."""
+    one = lanes(x)
+    stride = GROUP * one
+    q = START
+    head = head_of(to.y, n, target)
+    while q < n:
+        if q >= head and q + stride <= n:
+            if target == STREAMED or ahead:
+                prefetch_group(x, q, ahead)
+                if has_second:
+                    prefetch_group(r, q, ahead)
+            v = load_group(x, q)
+            u = load_group(r, q) if has_second else v
+            if has_second and not training:
+                v = v + u
+                if address(total):
+                    store(total, q, v)
+            weight = load_group(a.weight, q)
+            bias = splat_group(x, 0.0) if training else load_group(a.bias, q)
+            put_group(to, q, row_affine(v, u, a, weight, bias, training), target)
+            q += stride
+        else:
+            k = min(one, (head if q < head else n) - q)
+            some = load_some(x, q, k, 0.0)
+            other = load_some(r, q, k, 0.0) if has_second else some
+            if has_second and not training:
+                some = some + other
+                if address(total):
+                    store_some(total, q, some, k)
+            some_weight = load_some(a.weight, q, k, 0.0)
+            some_bias = splat(x, 0.0) if training else load_some(a.bias, q, k, 0.0)
+            put_some(to, q, row_affine(some, other, a, some_weight, some_bias, training), k, target)
+            q += k
+
+
+def affine_rows(step, buffers, lo, hi):
+    """Item = `grain` elements of [outer, middle, last]. A row has a center, a scale and a shift; weight and bias are an element's."""
+    s = record(step)
+    n = s.last
+    middle = s.middle
+    coefficient_count, training = s.coefficient_count, s.training
+    packed, has_second, streams, tiled, ahead = s.packed, s.has_second, s.streams, s.tiled, s.ahead
+    activation = s.activation
+    x, second, y, sums = buffers[X], buffers[SECOND], buffers[Y], buffers[SUM]
+    weight, bias = as_computed(buffers[WEIGHT]), as_computed(buffers[BIAS])
+    table = coefficients(s, buffers)
+    tile = stack(TILE, table)
+    spare = stack(TILE, table)
+    pos = lo * s.grain
+    end = min(hi * s.grain, s.total)
+    row = pos // n
+    j = pos - row * n
+    outer = row // middle
+    m = row - outer * middle
+    to = offset(y, outer * s.y_outer + m * s.y_middle + j)
+    k = to_line(to)
+    while pos < end:
+        k = min(k, end - pos)
+        if not tiled or not packed:
+            k = min(k, n - j) if tiled else min(n - j, end - pos)
+        f = 0
+        while f < k:
+            w = min(n - j, k - f)
+            v = offset(x, outer * s.x_outer + m * s.x_middle + j)
+            r = offset(second, outer * s.second_outer + m * s.second_middle + j)
+            total = offset(sums, row * n + j) if address(sums) else sums
+            result = result_of(s, to, offset(tile, f))
+            a = Row(
+                table[row],
+                table[row + coefficient_count],
+                table[row + 2 * coefficient_count],
+                table[row + 3 * coefficient_count],
+                table[row + 4 * coefficient_count],
+                offset(weight, j),
+                offset(bias, j),
+            )
+            if training:
+                if tiled:
+                    row_span(v, r, result, total, w, a, ahead, YES, YES, TILED)
+                elif streams:
+                    row_span(v, r, result, total, w, a, ahead, YES, YES, STREAMED)
+                else:
+                    row_span(v, r, result, total, w, a, ahead, YES, YES, DIRECT)
+            elif has_second:
+                if tiled:
+                    row_span(v, r, result, total, w, a, ahead, YES, NO, TILED)
+                elif streams:
+                    row_span(v, r, result, total, w, a, ahead, YES, NO, STREAMED)
+                else:
+                    row_span(v, r, result, total, w, a, ahead, YES, NO, DIRECT)
+            elif tiled:
+                row_span(v, r, result, total, w, a, ahead, NO, NO, TILED)
+            elif streams:
+                row_span(v, r, result, total, w, a, ahead, NO, NO, STREAMED)
+            else:
+                row_span(v, r, result, total, w, a, ahead, NO, NO, DIRECT)
             f += w
             j += w
             if j == n:
                 j = 0
                 row += 1
                 m += 1
-                if m == s.middle:
+                if m == middle:
                     m = 0
                     outer += 1
-        if s.store:
-            finish(s, tile, wide_x, buffers[Y], at, k)
+        if tiled:
+            finish(activation, spare, tile, to, k, streams)
         pos += k
-        at = at + k if s.packed else outer * s.y_outer + m * s.y_middle + j
-        k = TILE if s.packed else to_line(s, buffers[Y], at)
-    if s.store:
+        to = offset(to, k) if packed else offset(y, outer * s.y_outer + m * s.y_middle + j)
+        k = TILE if packed else to_line(to)
+    if streams:
         fence()

@@ -18,7 +18,7 @@ from cpunorm.program import SLOTS
 
 name = "numba"
 _lock = threading.RLock()
-_VALUES = {"float32": types.float32, "float64": types.float64}
+_ELEMENTS = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}  # `vectors` says how
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 
 
@@ -35,11 +35,13 @@ _compiled: dict[tuple[str, str], _Kernel] = {}
 
 
 def address(kernel: str, dtype: str) -> int:
-    """The address of a kernel or stage, compiled (or loaded from the cache) if need be."""
+    """The address of a kernel or stage for elements of `dtype`, compiled (or loaded from the cache) if need be."""
+    if kernel not in kernels.OF_ELEMENTS and dtype != "float64":
+        dtype = "float32"  # what 16-bit elements are computed in
     with _lock:
         found = _compiled.get((kernel, dtype))
         if found is None:
-            value = types.CPointer(_VALUES[dtype])
+            value = types.CPointer(_ELEMENTS[dtype])
             if kernel in kernels.STAGES:
                 function, signature = kernels.STAGES[kernel], types.void(value, value, types.intp)
             else:

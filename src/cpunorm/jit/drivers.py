@@ -57,14 +57,17 @@ def fill(buffers, x, second, y, total, weight, bias, running_mean, running_var, 
 
 @one
 def run_block(phase, steps, k, buffers):
-    """All steps of a phase over its block k."""
+    """All steps of a phase over its block k, a part at a time."""
     p = record(to_pointer(phase, PHASES))
     lo = k * p.block
-    hi = min(p.items, lo + p.block)
-    for i in range(p.first, p.first + p.count):
-        where = steps + i * size_of(to_pointer(steps, STEPS))
-        s = record(to_pointer(where, STEPS))
-        call_kernel(s.kernel, where, buffers, lo * s.scale, min(hi * s.scale, s.items))
+    end = min(p.items, lo + p.block)
+    while lo < end:
+        hi = min(end, lo + p.part)
+        for i in range(p.first, p.first + p.count):
+            where = steps + i * size_of(to_pointer(steps, STEPS))
+            s = record(to_pointer(where, STEPS))
+            call_kernel(s.kernel, where, buffers, lo * s.scale, min(hi * s.scale, s.items))
+        lo = hi
 
 
 def run_serial(program, threads, x, second, y, total, weight, bias, running_mean, running_var, mean, rstd, grad_weight, grad_bias, scratch):

@@ -179,7 +179,7 @@ def write(s, buffers, outer, c, center, scale, shift, second_center, second_scal
     table = coefficients(s, buffers)
     n = s.coefficient_count
     at = outer * s.coefficient_outer + c
-    for i in range(at, at + s.period - c, s.channels):
+    for i in range(at, at + s.width - c, s.channels):
         table[i] = center
         table[i + n] = scale
         table[i + 2 * n] = shift

@@ -1,7 +1,8 @@
 """The Numba kernels by name: serial loops over a range of items. csrc has the same ones, by the same names, in C.
 
 A kernel is ``kernel(step, buffers, lo, hi)``, a stage ``stage(target, source, count)``; both trust what they are given: no checks, no
-defaults, no allocation. T in their comments is the computing dtype, float32 or float64, which the type of `buffers` carries.
+defaults, no allocation. E in their comments is the dtype of the elements, which the type of `buffers` carries, T the one that they are
+computed in, float32 or float64. Kernels of elements are compiled for each E, all others for each T.
 
 ===================================  =====================================================================================
 ``moments_runs/columns``             forward: (count, mean, M2) of pieces
@@ -9,7 +10,7 @@ defaults, no allocation. T in their comments is the computing dtype, float32 or 
 ``fold_...``                         tables to tables: pieces merged, statistics and sums to coefficients and results
 ``affine_runs/columns/rows``         y = act((x - m) s + t + (r - n) q)
 ``window[_gradient]_runs/columns``   local response norm
-stages                               load, activation and store of a tile
+stages                               activation of a tile; its load and store for local response norm
 ===================================  =====================================================================================
 """
 
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from cpunorm.jit import affine, folds, moments, stages, sums, windows
 from cpunorm.jit.lowlevel import has_f16c
 
-KERNELS: dict[str, Callable[..., None]] = {
+OF_ELEMENTS: dict[str, Callable[..., None]] = {
     kernel.__name__: kernel
     for kernel in (
         moments.moments_runs,
@@ -28,6 +29,14 @@ KERNELS: dict[str, Callable[..., None]] = {
         sums.sums_runs,
         sums.sums_columns,
         sums.sums_rows,
+        affine.affine_runs,
+        affine.affine_columns,
+        affine.affine_rows,
+    )
+}
+KERNELS: dict[str, Callable[..., None]] = OF_ELEMENTS | {
+    kernel.__name__: kernel
+    for kernel in (
         folds.fold_moments,
         folds.fold_sums,
         folds.fold_statistics,
@@ -38,9 +47,6 @@ KERNELS: dict[str, Callable[..., None]] = {
         folds.fold_parameters,
         folds.fold_row_gradients,
         folds.fold_row_parameters,
-        affine.affine_runs,
-        affine.affine_columns,
-        affine.affine_rows,
         windows.window_runs,
         windows.window_columns,
         windows.window_gradient_runs,
@@ -55,8 +61,6 @@ STAGES: dict[str, Callable[..., None]] = {
     stage.__name__: stage
     for stage in (
         stages.load_bfloat16,
-        stages.relu,
-        stages.relu6,
         stages.hardswish,
         stages.silu,
         stages.store_plain,

@@ -3,8 +3,8 @@
 The kernels read a *step* and find the addresses of a call in *buffers*, both C pointers:
 
 * ``step`` is ``CPointer(STEP)``, a record of integers (`cpunorm.program`);
-* ``buffers`` is ``CPointer(CPointer(T))``: its type carries T, the computing dtype, so that one Python function is the kernel of
-  float32 and of float64, by signature alone.
+* ``buffers`` is ``CPointer(CPointer(E))``: its type carries E, the dtype of the elements, so that one Python function is the kernel of
+  all dtypes, by signature alone. Tables and parameters are of the computing dtype: `as_computed`. Folds and windows have that for E.
 
 `view` turns a pointer and an offset into a 1-D contiguous array. That is the shape of loop LLVM vectorizes: ``for q in range(v.size)``
 over such arrays; ``range(lo, hi)`` or ``x[base + q]`` with signed indices does not (4 to 8 times slower).
@@ -36,10 +36,12 @@ PROGRAM_RECORD = from_dtype(PROGRAM)
 FASTMATH = {"contract", "nsz"}
 SUMMING = FASTMATH | {"reassoc"}
 inline = njit(fastmath=FASTMATH, error_model="numpy", nogil=True)
+inlined = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 summing = njit(fastmath=SUMMING, error_model="numpy", nogil=True)
 
 # ndarray's first field after the object header is its data pointer; it is part of NumPy's ABI (PyArray_DATA reads it so).
 DATA_FIELD = object.__basicsize__
+COMPUTING = {types.float32: types.float32, types.float64: types.float64, types.uint16: types.float32, types.int16: types.float32}
 HALVES = 8  # values of float16 that F16C converts at once
 VECTOR_BYTES = 32  # a streaming store: one AVX register, two SSE or NEON ones
 
@@ -133,6 +135,17 @@ def float_of(context: Any, value: Any) -> Any:
 def as_float64(context: Any, pointer: Any) -> Any:
     """The same address as a pointer to float64."""
     target = types.CPointer(types.float64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(target))
+
+    return target(pointer), generate
+
+
+@intrinsic
+def as_computed(context: Any, pointer: Any) -> Any:
+    """The same address as a pointer to the dtype that what `pointer` points at is computed in (`cpunorm.jit.vectors` has the table)."""
+    target = types.CPointer(COMPUTING[pointer.dtype])
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(target))

@@ -1,56 +1,121 @@
 """Moments: (count, mean, M2) of each item, M2 the sum of squared differences from the mean; not `centred`, the mean is 0 (RMS).
 
-One pass over memory. A block that fits L1 is read twice there: its sum, then Chan's corrected two-pass sum of squares, both in T. Blocks
-are merged in float64 by Chan, Golub and LeVeque's formula (1983): as accurate as two passes in float64, at the rate of reading.
+One pass over memory. A block of values in L1 is summed as d = x - shift and d * d in T, where the shift is the mean so far: then
+M2 = sum(d * d) - sum(d)^2 / n cancels little; where it would cancel half or more, the block is read again with its own mean as the
+shift. Blocks are merged in float64 by Chan, Golub and LeVeque's formula (1983): as accurate as two passes in float64.
 """
 
 # ruff: noqa: ANN001, ANN201  (typed by the signatures in `cpunorm.jit.backend`)
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from cpunorm.jit.lowlevel import as_float64, difference, finite, inline, offset, record, stack, summing, view
-from cpunorm.jit.tile import BLOCK, ROWS, SCRATCH, STRIP, WIDE, X, fetch, fetch_sum
+from cpunorm.jit.lowlevel import as_computed, as_float64, finite, inline, inlined, offset, record, size_of, stack, summing, view
+from cpunorm.jit.tile import BLOCK, ROWS, SCRATCH, SECOND, STRIP, WIDE
+from cpunorm.jit.vectors import (
+    GROUP,
+    add_to,
+    lanes,
+    last_lanes,
+    load,
+    load_group,
+    load_some,
+    prefetch_group,
+    splat_group,
+    store,
+    store_some,
+)
+from cpunorm.jit.vectors import total as total_of
 
 # A sum of squares in float32 below this may have lost some: 2^-150 a square below the normal numbers, so of 4096 no more than 1e-7 of it.
 TINY = 1e-34
+LAST = GROUP - 1
 
 
-@summing
-def block_moments(v):
-    """Mean and M2 of a block in L1: a shifted sum, then the squares of differences, corrected for the rounding of m to T.
-
-    The first value is the shift: the mean of a constant block is that constant exactly, and the sum of a block far from zero loses nothing.
-    """
-    zero = v.dtype.type(0)
-    first = v[0]
-    total = zero
-    for q in range(v.size):
-        total += difference(v[q], first)
-    m = first + total / v.dtype.type(v.size)
-    total = zero
-    squares = zero
-    for q in range(v.size):
-        d = difference(v[q], m)
-        total += d
-        squares += d * d
-    error = np.float64(total) / v.size
-    return np.float64(m) + error, max(np.float64(squares) - error * np.float64(total), 0.0)
+@inline
+def in_range(squares):
+    """Whether no sum of squares in float32 was lost: to infinity or NaN, or below the normal numbers."""
+    return squares >= TINY and squares < np.inf
 
 
-@summing
-def block_squares(v):
-    """The sum of squares."""
-    squares = v.dtype.type(0)
-    for q in range(v.size):
-        squares += v[q] * v[q]
-    return np.float64(squares)
+class Unit(NamedTuple):
+    """Where the values of a unit are: runs of `last` values, `stride` apart; with `has_second` the residual is added to them."""
+
+    x: Any
+    second: Any
+    last: Any
+    stride: Any
+    second_stride: Any
+
+
+@inlined
+def values(x, r, q, has_second):
+    """A vector of x, or of x + residual."""
+    return load(x, q) + load(r, q) if has_second else load(x, q)
+
+
+@inlined
+def group_of_values(x, r, q, has_second):
+    """The same of a group."""
+    return load_group(x, q) + load_group(r, q) if has_second else load_group(x, q)
+
+
+@inlined
+def sum_block(u, start, count, shift, has_second):
+    """The sums of d = x - shift and of d * d over `count` values of a unit from value `start` on. A constant's d are 0."""
+    width = lanes(u.x)
+    sums = splat_group(u.x, 0)
+    squares = splat_group(u.x, 0)
+    run = 0 if start < u.last else start // u.last  # a division takes as long as 20 vectors
+    j = start - run * u.last
+    left = count
+    while left > 0:
+        x = offset(u.x, run * u.stride + j)
+        r = offset(u.second, run * u.second_stride + j)
+        n = min(u.last - j, left)
+        q = 0
+        while q + GROUP * width <= n:
+            d = group_of_values(x, r, q, has_second) - shift
+            sums += d
+            squares += d * d
+            q += GROUP * width
+        if q + width <= n:
+            e = values(x, r, q, has_second) - shift
+            sums = add_to(sums, 0, e)
+            squares = add_to(squares, 0, e * e)
+            q += width
+        if q + width <= n:
+            e = values(x, r, q, has_second) - shift
+            sums = add_to(sums, 1, e)
+            squares = add_to(squares, 1, e * e)
+            q += width
+        if q + width <= n:
+            e = values(x, r, q, has_second) - shift
+            sums = add_to(sums, 2, e)
+            squares = add_to(squares, 2, e * e)
+            q += width
+        if q < n:  # the last lanes of a vector that ends with the run
+            if n >= width:
+                e = last_lanes(values(x, r, n - width, has_second) - shift, n - q)
+            else:
+                e = load_some(x, 0, n, shift)
+                if has_second:
+                    e += load_some(r, 0, n, 0)
+                e -= shift
+            sums = add_to(sums, LAST, e)
+            squares = add_to(squares, LAST, e * e)
+        left -= n
+        j = 0
+        run += 1
+    return total_of(sums), total_of(squares)
 
 
 @summing
 def wide_block_moments(v, centred):
-    """The same in float64: for blocks whose sums leave the range of float32, or that hold NaN or infinity."""
+    """Mean and M2 in float64: for blocks whose sums leave the range of float32, or that hold NaN or infinity."""
     m = 0.0
     if centred:
         for q in range(v.size):
@@ -63,13 +128,57 @@ def wide_block_moments(v, centred):
     return m, squares
 
 
-@summing
+@inline
 def all_equal(v):
-    """Whether a block is constant: its M2 is 0 then, and no square was lost."""
+    """Whether a block is constant: its M2 is 0 then, and no square was lost. (Not `centred`, only that of zeros.)"""
+    first = v[0]
     other = 0
     for q in range(v.size):
-        other += v[q] != v[0]
+        other += v[q] != first
     return other == 0
+
+
+@inline
+def gather(u, start, count, has_second, to):
+    """The values of a block one after another, in T."""
+    run = start // u.last
+    j = start - run * u.last
+    at = 0
+    while at < count:
+        k = min(min(lanes(u.x), u.last - j), count - at)
+        v = load_some(u.x, run * u.stride + j, k, 0)
+        if has_second:
+            v += load_some(u.second, run * u.second_stride + j, k, 0)
+        store_some(to, at, v, k)
+        at += k
+        j += k
+        if j == u.last:
+            j = 0
+            run += 1
+
+
+@inlined
+def block_moments(u, start, count, shift, centred, has_second, gathered):
+    """Mean and M2 of a block; `shift` is near its mean, or unknown (NaN)."""
+    n = np.float64(count)
+    v = view(gathered, 0, count)
+    again = centred
+    while True:  # once or twice: written out, sum_block would be compiled for each
+        total, square = sum_block(u, start, count, shift, has_second)
+        lost = np.float64(total) * np.float64(total) / n
+        if not (again and lost + lost > np.float64(square) and np.float64(square) < np.inf):
+            break
+        shift += total / v.dtype.type(count)
+        again = 0
+    mean = np.float64(shift) + np.float64(total) / n if centred else 0.0
+    m2 = np.float64(square) - lost if centred else np.float64(square)
+    if m2 < 0.0:
+        m2 = 0.0  # NaN stays
+    if not in_range(m2):
+        gather(u, start, count, has_second, gathered)
+        if not (m2 < TINY and (centred or v[0] == 0) and all_equal(v)):
+            mean, m2 = wide_block_moments(v, centred)
+    return mean, m2
 
 
 @inline
@@ -85,147 +194,123 @@ def moments_runs(step, buffers, lo, hi):
     A second operand is added first (the residual of layer and RMS norm).
     """
     s = record(step)
-    n = s.last
+    last = s.last
+    middle = s.middle
+    pieces = s.pieces
+    has_second = s.has_second
+    centred = s.centred
     table = as_float64(buffers[SCRATCH])
-    gathered = stack(BLOCK, buffers[X])
-    other = stack(BLOCK, buffers[X])
-    in_place = s.load == 0 and s.has_second == 0
-    for item in range(lo, hi):
-        unit = item // s.pieces
-        piece = item - unit * s.pieces
-        outer = unit // s.middle
-        channel = unit - outer * s.middle
-        base = outer * s.x_outer + channel * s.x_middle
-        second = outer * s.second_outer + channel * s.second_middle
+    gathered = stack(BLOCK, as_computed(buffers[0]))
+    near = view(gathered, 0, lanes(buffers[0]))
+    t = near.dtype.type
+    unit = lo // pieces
+    piece = lo - unit * pieces
+    outer = unit // middle
+    channel = unit - outer * middle
+    for _ in range(lo, hi):
+        x = offset(buffers[s.source], outer * s.x_outer + channel * s.x_middle)
+        second = offset(buffers[SECOND], outer * s.second_outer + channel * s.second_middle)
+        u = Unit(x, second, last, s.x_repeat, s.second_repeat)
         start = piece * s.length
-        left = min(s.length, s.total - start)
-        run = start // n
-        j = start - run * n
+        end = min(start + s.length, s.total)
         count = 0.0
         mean = 0.0
         m2 = 0.0
-        while left > 0:
-            k = min(BLOCK, left)
-            if in_place and j + k <= n:  # inside one run: read where it is
-                v = view(buffers[s.source], base + run * s.x_repeat + j, k)
-                j += k
-                if j == n:
-                    j = 0
-                    run += 1
-            else:  # across runs: gathered first, so that a short run costs no merge of its own
-                v = view(gathered, 0, k)
-                f = 0
-                while f < k:
-                    w = min(n - j, k - f)
-                    at = second + run * s.second_repeat + j
-                    part = fetch_sum(s, buffers, base + run * s.x_repeat + j, at, w, offset(gathered, f), other)
-                    if in_place:
-                        to = view(gathered, f, w)
-                        for q in range(w):
-                            to[q] = part[q]
-                    f += w
-                    j += w
-                    if j == n:
-                        j = 0
-                        run += 1
-            size = np.float64(k)
-            if s.centred:
-                block_mean, block_m2 = block_moments(v)
+        if centred and start < end:  # the first shift: the mean of a vector of values, exact if they are equal
+            j = start if start < last else start % last
+            k = near.size if j + near.size <= last and start + near.size <= end else 1
+            gather(u, start, k, has_second, gathered)
+            sum_ = t(0)
+            for i in range(1, k):
+                sum_ += near[i] - near[0]
+            mean = np.float64(near[0] + sum_ / t(near.size))
+        while start < end:
+            k = min(BLOCK, end - start)
+            shift = t(mean) if centred else t(0)
+            if has_second:
+                block_mean, block_m2 = block_moments(u, start, k, shift, centred, True, gathered)
             else:
-                block_mean, block_m2 = 0.0, block_squares(v)
-            if not block_m2 < np.inf or (block_m2 < TINY and not ((s.centred or v[0] == 0) and all_equal(v))):
-                block_mean, block_m2 = wide_block_moments(v, s.centred)
+                block_mean, block_m2 = block_moments(u, start, k, shift, centred, False, gathered)
+            if count == 0.0:
+                mean = block_mean
+            size = np.float64(k)
             both = count + size
             d = block_mean - mean
             m2 += block_m2 + d * d * (count * size / both)
             mean = merged(mean, block_mean, size / both)
             count = both
-            left -= k
-        entry = s.moments + (outer * s.pieces + piece) * s.middle + channel
+            start += BLOCK
+        entry = s.moments + (outer * pieces + piece) * middle + channel
         table[entry] = count
         table[entry + s.entries] = mean
         table[entry + 2 * s.entries] = m2
-
-
-@summing
-def strip_moments(s, x, start, stride, rows, shift, sums, squares, wide, count, mean, m2):
-    """Columns of `rows` rows, `stride` apart: sums of d = x - shift and of d * d, ROWS rows in T, then in float64.
-
-    The shift is the mean of the first rows, so that M2 = sum(d * d) - sum(d)^2 / n cancels little; a constant column is exact again.
-    """
-    n = count.size
-    zero = shift.dtype.type(0)
-    for q in range(n):
-        sums[q] = zero
-        shift[q] = zero
-        mean[q] = 0.0
-        m2[q] = 0.0
-    if s.centred:
-        top = fetch(s, x, start, n, wide)
-        k = min(rows, 8)
-        for r in range(1, k):
-            v = fetch(s, x, start + r * stride, n, offset(wide, STRIP))
-            for q in range(n):
-                sums[q] += difference(v[q], top[q])
-        part = shift.dtype.type(1) / shift.dtype.type(k)
-        for q in range(n):
-            shift[q] = top[q] + sums[q] * part
-    r = 0
-    while r < rows:
-        end = min(rows, r + ROWS)
-        for q in range(n):
-            sums[q] = zero
-            squares[q] = zero
-        while r < end:  # a row at a time, as they lie in memory: four at once read 40% slower (benchmarks/rows.c)
-            v = fetch(s, x, start + r * stride, n, wide)
-            for q in range(n):
-                d = difference(v[q], shift[q])
-                sums[q] += d
-                squares[q] += d * d
-            r += 1
-        for q in range(n):
-            mean[q] += np.float64(sums[q])
-            m2[q] += np.float64(squares[q])
-    size = np.float64(rows)
-    lost = 0
-    for q in range(n):
-        if s.centred:
-            m2[q] -= mean[q] * mean[q] / size
-            mean[q] = np.float64(shift[q]) + mean[q] / size
-        else:
-            mean[q] = 0.0
-        count[q] = size
-        lost += not (m2[q] >= TINY and m2[q] < np.inf)
-    if lost:
-        mend_strip(s, x, start, stride, rows, wide, mean, m2)
+        piece += 1
+        if piece == pieces:
+            piece = 0
+            channel += 1
+            if channel == middle:
+                channel = 0
+                outer += 1
 
 
 @inline
-def mend_strip(s, x, start, stride, rows, buffer, mean, m2):
+def fetch(x, start, count, buffer):
+    """x[start : start + count] in T: where it is, or widened into `buffer`."""
+    if size_of(x) == size_of(buffer):
+        return view(as_computed(x), start, count)
+    q = 0
+    while q + lanes(x) <= count:
+        store(buffer, q, load(x, start + q))
+        q += lanes(x)
+    store_some(buffer, q, load_some(x, start + q, count - q, 0), count - q)
+    return view(buffer, 0, count)
+
+
+@inline
+def wide_strip_moments(x, stride, rows, n, centred, buffer, mean, m2):
+    """Columns of `rows` rows, `stride` apart, in two passes in float64."""
+    for q in range(n):
+        mean[q] = 0.0
+        m2[q] = 0.0
+    if centred:
+        for r in range(rows):
+            v = fetch(x, r * stride, n, buffer)
+            for q in range(n):
+                mean[q] += np.float64(v[q])
+        for q in range(n):
+            mean[q] /= np.float64(rows)
+    for r in range(rows):
+        v = fetch(x, r * stride, n, buffer)
+        for q in range(n):
+            d = np.float64(v[q]) - mean[q]
+            m2[q] += d * d
+
+
+@inline
+def mend_strip(x, stride, rows, n, centred, buffer, mean, m2):
     """Columns whose sums left the range, and only these (the others keep their bits), again in float64; a constant one is right."""
-    n = mean.size
     wide_mean = view(stack(STRIP, as_float64(buffer)), 0, n)
     wide_m2 = view(stack(STRIP, as_float64(buffer)), 0, n)
-    top = offset(buffer, STRIP)
-    first = view(top, 0, n)
-    v = fetch(s, x, start, n, buffer)
+    other = wide_m2  # values that differ from the column's first
+    first = view(buffer, STRIP, n)
+    top = fetch(x, 0, n, buffer)
     for q in range(n):
-        first[q] = v[q]
-        wide_m2[q] = 0.0
+        first[q] = top[q]
+        other[q] = 0.0
     for r in range(1, rows):
-        v = fetch(s, x, start + r * stride, n, buffer)
+        v = fetch(x, r * stride, n, buffer)
         for q in range(n):
-            wide_m2[q] += 0.0 if v[q] == first[q] else 1.0
+            other[q] += 0.0 if v[q] == first[q] else 1.0
     lost = 0
     for q in range(n):
-        constant = s.centred and wide_m2[q] == 0.0 and m2[q] < np.inf
-        if not (m2[q] >= TINY and m2[q] < np.inf) and not constant:
+        constant = centred and other[q] == 0.0 and m2[q] < np.inf
+        if not in_range(m2[q]) and not constant:
             lost += 1
             m2[q] = -1.0
         elif m2[q] < 0.0:
             m2[q] = 0.0
     if lost:
-        wide_strip_moments(s, x, start, stride, rows, buffer, wide_mean, wide_m2)
+        wide_strip_moments(x, stride, rows, n, centred, buffer, wide_mean, wide_m2)
         for q in range(n):
             if m2[q] == -1.0:
                 mean[q] = wide_mean[q]
@@ -233,69 +318,141 @@ def mend_strip(s, x, start, stride, rows, buffer, mean, m2):
 
 
 @inline
-def wide_strip_moments(s, x, start, stride, rows, buffer, mean, m2):
-    """Two passes in float64."""
-    n = mean.size
+def add_rows(x, stride, rows, n, shift, sums, squares):
+    """Adds d = x - shift and d * d of `rows` rows, a group of columns at a time, in registers. The next rows are on their way meanwhile."""
+    width = lanes(x)
+    ahead = rows * stride * size_of(x)
+    q = 0
+    while q + GROUP * width <= n:
+        sum_ = load_group(sums, q)
+        square = load_group(squares, q)
+        near = load_group(shift, q)
+        at = q
+        for _ in range(rows):
+            prefetch_group(x, at, ahead)
+            d = load_group(x, at) - near
+            sum_ += d
+            square += d * d
+            at += stride
+        store(sums, q, sum_)
+        store(squares, q, square)
+        q += GROUP * width
+    while q < n:
+        k = min(width, n - q)
+        some = load_some(sums, q, k, 0)
+        square_ = load_some(squares, q, k, 0)
+        near_ = load_some(shift, q, k, 0)
+        for r in range(rows):
+            e = load_some(x, r * stride + q, k, 0) - near_
+            some += e
+            square_ += e * e
+        store_some(sums, q, some, k)
+        store_some(squares, q, square_, k)
+        q += width
+
+
+@inline
+def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, count_at, mean_at, m2_at):
+    """Columns of `rows` rows, `stride` apart: sums of d = x - shift and of d * d, ROWS rows in T, then in float64.
+
+    The shift is the mean of the first rows, so that M2 = sum(d * d) - sum(d)^2 / n cancels little; a constant column is exact again.
+    """
+    count = view(count_at, 0, n)
+    mean = view(mean_at, 0, n)
+    m2 = view(m2_at, 0, n)
+    near = view(shift, 0, n)
+    t = near.dtype.type
+    part = view(sums, 0, n)
+    square = view(squares, 0, n)
     for q in range(n):
+        part[q] = t(0)
+        near[q] = t(0)
         mean[q] = 0.0
         m2[q] = 0.0
-    if s.centred:
-        for r in range(rows):
-            v = fetch(s, x, start + r * stride, n, buffer)
+    if centred:
+        top = fetch(x, 0, n, wide)
+        k = min(rows, 8)
+        for r in range(1, k):
+            v = fetch(x, r * stride, n, offset(wide, STRIP))
             for q in range(n):
-                mean[q] += np.float64(v[q])
+                part[q] += v[q] - top[q]
+        share = t(1) / t(k)
         for q in range(n):
-            mean[q] /= np.float64(rows)
-    for r in range(rows):
-        v = fetch(s, x, start + r * stride, n, buffer)
+            near[q] = top[q] + part[q] * share
+    deep = ROWS // 4 if n > STRIP // 2 else ROWS // 2 if n > STRIP // 4 else ROWS  # rows that L1 holds: 16 KB of float32
+    r = 0
+    while r < rows:
+        end = min(rows, r + ROWS)
         for q in range(n):
-            d = np.float64(v[q]) - mean[q]
-            m2[q] += d * d
+            part[q] = t(0)
+            square[q] = t(0)
+        while r < end:
+            k = min(deep, end - r)
+            add_rows(offset(x, r * stride), stride, k, n, shift, sums, squares)
+            r += k
+        for q in range(n):
+            mean[q] += np.float64(part[q])
+            m2[q] += np.float64(square[q])
+    size = np.float64(rows)
+    if centred:
+        for q in range(n):
+            m2[q] -= mean[q] * mean[q] / size
+            mean[q] = np.float64(near[q]) + mean[q] / size
+    else:
+        for q in range(n):
+            mean[q] = 0.0
+    lost = 0
+    for q in range(n):
+        count[q] = size
+        lost += not in_range(m2[q])
+    if lost:
+        mend_strip(x, stride, rows, n, centred, wide, mean, m2)
 
 
 def moments_columns(step, buffers, lo, hi):
     """Item = (outer index, piece). A piece is `length` values in rows of `last`, `x_middle` apart; the last row may be cut short."""
     s = record(step)
     p = s.last
+    pieces = s.pieces
+    centred = s.centred
     x = buffers[s.source]
     table = as_float64(buffers[SCRATCH])
-    shift = view(stack(STRIP, x), 0, STRIP)
-    sums = view(stack(STRIP, x), 0, STRIP)
-    squares = view(stack(STRIP, x), 0, STRIP)
-    wide = stack(WIDE, x)
+    shift = stack(STRIP, as_computed(x))
+    sums = stack(STRIP, as_computed(x))
+    squares = stack(STRIP, as_computed(x))
+    wide = stack(WIDE, as_computed(x))
     for item in range(lo, hi):
-        outer = item // s.pieces
-        start = (item - outer * s.pieces) * s.length
+        outer = item // pieces
+        start = (item - outer * pieces) * s.length
         left = min(s.length, s.total - start)
-        base = outer * s.x_outer + start // p * s.x_middle
+        base = offset(x, outer * s.x_outer + start // p * s.x_middle)
         rows = left // p
         rest = left - rows * p
-        entry = s.moments + item * p
+        count = offset(table, s.moments + item * p)
+        mean = offset(count, s.entries)
+        m2 = offset(mean, s.entries)
         if rows == 0:
-            for i in range(3):
-                row = view(table, entry + i * s.entries, p)
-                for q in range(p):
-                    row[q] = 0.0
-        column = 0 if rows else p
-        while column < p:
-            w = min(STRIP, p - column)
-            at = base + column
-            count = view(table, entry + column, w)
-            mean = view(table, entry + column + s.entries, w)
-            m2 = view(table, entry + column + 2 * s.entries, w)
-            strip_moments(s, x, at, s.x_middle, rows, shift, sums, squares, wide, count, mean, m2)
-            column += w
+            for q in range(p):
+                count[q] = 0.0
+                mean[q] = 0.0
+                m2[q] = 0.0
+        c = 0 if rows else p
+        while c < p:
+            w = min(STRIP, p - c)
+            at = offset(base, c)
+            mean_at = offset(mean, c)
+            m2_at = offset(m2, c)
+            strip_moments(at, s.x_middle, rows, w, centred, shift, sums, squares, wide, offset(count, c), mean_at, m2_at)
+            c += STRIP
         if rest:  # one value more for the first columns
-            count = view(table, entry, rest)
-            mean = view(table, entry + s.entries, rest)
-            m2 = view(table, entry + 2 * s.entries, rest)
-            v = fetch(s, x, base + rows * s.x_middle, rest, wide)
+            row = offset(base, rows * s.x_middle)
             for q in range(rest):
+                v = np.float64(fetch(row, q, 1, wide)[0])
                 both = count[q] + 1.0
-                d = np.float64(v[q]) - mean[q]
-                if s.centred:
+                d = v - mean[q]
+                if centred:
                     m2[q] += d * d * (count[q] / both)
-                    mean[q] = merged(mean[q], np.float64(v[q]), 1.0 / both)
+                    mean[q] = merged(mean[q], v, 1.0 / both)
                 else:
                     m2[q] += d * d
                 count[q] = both

@@ -1,4 +1,4 @@
-"""Stages: ``stage(target, source, count)``, called by address once a tile. A dtype or an activation is one of these, not a kernel.
+"""Stages: ``stage(target, source, count)``, called by address once a tile: an activation that is no clip, and local response norm's dtypes.
 
 bfloat16 is converted by integer arithmetic on its bits; float16 by F16C's instructions, and where the CPU lacks these, in the same way.
 """
@@ -74,31 +74,11 @@ def load_bfloat16(tile, x, count):
 # ---------------------------------------------------------------- activation
 
 
-def relu(target, source, count):
-    """max(x, 0). Written so that NaN stays."""
-    z = view(target, 0, count)
-    v = view(source, 0, count)
-    zero = v.dtype.type(0)
-    for q in range(count):
-        u = v[q]
-        z[q] = zero if u < zero else u
-
-
 @inline
 def clip6(u, zero, six):
     """min(max(u, 0), 6); NaN stays."""
     u = zero if u < zero else u
     return six if u > six else u
-
-
-def relu6(target, source, count):
-    """min(max(x, 0), 6)"""
-    z = view(target, 0, count)
-    v = view(source, 0, count)
-    zero = v.dtype.type(0)
-    six = v.dtype.type(6)
-    for q in range(count):
-        z[q] = clip6(v[q], zero, six)
 
 
 def hardswish(target, source, count):

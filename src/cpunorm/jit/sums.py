@@ -10,36 +10,82 @@ from __future__ import annotations
 
 import numpy as np
 
-from cpunorm.jit.lowlevel import address, as_float64, difference, inline, record, stack, view
-from cpunorm.jit.tile import BLOCK, MEAN, ROWS, RSTD, SCRATCH, SECOND, STRIP, WEIGHT, X, fetch
+from cpunorm.jit.lowlevel import address, as_computed, as_float64, inline, inlined, offset, record, size_of, stack, view
+from cpunorm.jit.tile import BLOCK, MEAN, ROWS, RSTD, SCRATCH, SECOND, STRIP, WEIGHT, X
+from cpunorm.jit.vectors import (
+    GROUP,
+    add_to,
+    lanes,
+    last_lanes,
+    load,
+    load_group,
+    load_some,
+    prefetch_group,
+    splat_group,
+    store,
+    store_some,
+)
+from cpunorm.jit.vectors import total as total_of
 
 CHUNK = BLOCK // 4  # values of g and of x between two additions in float64
+LAST = GROUP - 1
 
 
-@inline
-def mean_of(s, buffers, outer, channel):
-    """The mean that belongs to a channel, in T; 0 where there is none (RMS)."""
-    if address(buffers[MEAN]):
-        return buffers[MEAN][outer * s.coefficient_outer + channel * s.groups // s.channels]
-    return view(buffers[RSTD], 0, 1).dtype.type(0)
+@inlined
+def add_run(g, x, n, mean, sums, dots):
+    """Adds a run of `n` values to groups of sums."""
+    width = lanes(g)
+    q = 0
+    while q + GROUP * width <= n:
+        u = load_group(g, q)
+        sums += u
+        dots += u * (load_group(x, q) - mean)
+        q += GROUP * width
+    if q + width <= n:
+        v = load(g, q)
+        sums = add_to(sums, 0, v)
+        dots = add_to(dots, 0, v * (load(x, q) - mean))
+        q += width
+    if q + width <= n:
+        v = load(g, q)
+        sums = add_to(sums, 1, v)
+        dots = add_to(dots, 1, v * (load(x, q) - mean))
+        q += width
+    if q + width <= n:
+        v = load(g, q)
+        sums = add_to(sums, 2, v)
+        dots = add_to(dots, 2, v * (load(x, q) - mean))
+        q += width
+    if q < n:  # the last lanes of vectors that end with the run; a NaN of x in the others must not get in
+        if n >= width:
+            v = last_lanes(load(g, n - width), n - q)
+            d = last_lanes(load(x, n - width) - mean, n - q)
+        else:
+            v = load_some(g, 0, n, 0)
+            d = load_some(x, 0, n, mean) - mean
+        sums = add_to(sums, LAST, v)
+        dots = add_to(dots, LAST, v * d)
+    return sums, dots
 
 
 def sums_runs(step, buffers, lo, hi):
-    """Item = (unit, piece), a unit being a channel (of an outer index): `repeat` runs of `last` values."""
+    """Item = (unit, piece), a unit being a channel (of an outer index): `repeat` runs of `last` values. Without a mean (RMS) it is 0."""
     s = record(step)
     n = s.last
+    middle = s.middle
+    pieces = s.pieces
+    means = as_computed(buffers[MEAN])
+    has_means = address(means) != 0
     table = as_float64(buffers[SCRATCH])
-    wide_g = stack(CHUNK, buffers[X])
-    wide_x = stack(CHUNK, buffers[X])
-    zero = view(wide_g, 0, 1).dtype.type(0)
+    zero = view(means, 0, 1).dtype.type(0)
     for item in range(lo, hi):
-        unit = item // s.pieces
-        piece = item - unit * s.pieces
-        outer = unit // s.middle
-        channel = unit - outer * s.middle
-        base = outer * s.x_outer + channel * s.x_middle
-        second = outer * s.second_outer + channel * s.second_middle
-        mean = mean_of(s, buffers, outer, channel)
+        unit = item // pieces
+        piece = item - unit * pieces
+        outer = unit // middle
+        channel = unit - outer * middle
+        x = offset(buffers[X], outer * s.x_outer + channel * s.x_middle)
+        second = offset(buffers[SECOND], outer * s.second_outer + channel * s.second_middle)
+        mean = means[outer * s.coefficient_outer + channel * s.groups // s.channels] if has_means else zero
         start = piece * s.length
         left = min(s.length, s.total - start)
         run = start // n
@@ -47,131 +93,214 @@ def sums_runs(step, buffers, lo, hi):
         total = 0.0
         product = 0.0
         while left > 0:
-            k = min(min(CHUNK, left), n - j)
-            g = fetch(s, buffers[X], base + run * s.x_repeat + j, k, wide_g)
-            x = fetch(s, buffers[SECOND], second + run * s.second_repeat + j, k, wide_x)
-            part = zero
-            dot = zero
-            for q in range(k):
-                part += g[q]
-                dot += g[q] * difference(x[q], mean)
-            total += np.float64(part)
-            product += np.float64(dot)
-            left -= k
-            j += k
-            if j == n:
-                j = 0
-                run += 1
-        entry = s.moments + (outer * s.pieces + piece) * s.middle + channel
+            sums = splat_group(x, 0)
+            dots = splat_group(x, 0)
+            chunk = min(CHUNK, left)
+            while chunk > 0:
+                k = min(chunk, n - j)
+                sums, dots = add_run(offset(x, run * s.x_repeat + j), offset(second, run * s.second_repeat + j), k, mean, sums, dots)
+                chunk -= k
+                left -= k
+                j += k
+                if j == n:
+                    j = 0
+                    run += 1
+            total += np.float64(total_of(sums))
+            product += np.float64(total_of(dots))
+        entry = s.moments + (outer * pieces + piece) * middle + channel
         table[entry] = total
         table[entry + s.entries] = product
+
+
+@inline
+def add_gradient_rows(g, x, g_stride, x_stride, rows, n, means, parts, dots):
+    """Adds `rows` rows of g and g * (x - mean), a group of columns at a time, in registers. The next rows are on their way meanwhile."""
+    width = lanes(g)
+    q = 0
+    while q + GROUP * width <= n:
+        part = load_group(parts, q)
+        dot = load_group(dots, q)
+        mean = load_group(means, q)
+        u = q
+        v = q
+        for _ in range(rows):
+            prefetch_group(g, u, rows * g_stride * size_of(g))
+            prefetch_group(x, v, rows * x_stride * size_of(x))
+            each = load_group(g, u)
+            part += each
+            dot += each * (load_group(x, v) - mean)
+            u += g_stride
+            v += x_stride
+        store(parts, q, part)
+        store(dots, q, dot)
+        q += GROUP * width
+    while q < n:
+        k = min(width, n - q)
+        few = load_some(parts, q, k, 0)
+        few_dots = load_some(dots, q, k, 0)
+        few_means = load_some(means, q, k, 0)
+        for r in range(rows):
+            some = load_some(g, r * g_stride + q, k, 0)
+            few += some
+            few_dots += some * (load_some(x, r * x_stride + q, k, 0) - few_means)
+        store_some(parts, q, few, k)
+        store_some(dots, q, few_dots, k)
+        q += width
 
 
 def sums_columns(step, buffers, lo, hi):
     """Item = (outer index, piece): `length` values in rows of `last` columns, which repeat the channels; the last row may be cut short."""
     s = record(step)
     p = s.last
+    pieces = s.pieces
+    groups = s.groups
+    channels = s.channels
+    x_middle = s.x_middle
+    second_middle = s.second_middle
+    x = buffers[X]
+    second = buffers[SECOND]
+    means_in = as_computed(buffers[MEAN])
+    has_means = address(means_in) != 0
     table = as_float64(buffers[SCRATCH])
-    means = view(stack(STRIP, buffers[X]), 0, STRIP)
-    parts = view(stack(STRIP, buffers[X]), 0, STRIP)
-    dots = view(stack(STRIP, buffers[X]), 0, STRIP)
-    wide_g = stack(STRIP, buffers[X])
-    wide_x = stack(STRIP, buffers[X])
-    zero = means.dtype.type(0)
+    means = stack(STRIP, means_in)
+    parts = stack(STRIP, means_in)
+    dots = stack(STRIP, means_in)
+    zero = view(means, 0, 1).dtype.type(0)
     for item in range(lo, hi):
-        outer = item // s.pieces
-        start = (item - outer * s.pieces) * s.length
+        outer = item // pieces
+        start = (item - outer * pieces) * s.length
         left = min(s.length, s.total - start)
-        base = outer * s.x_outer + start // p * s.x_middle
-        second = outer * s.second_outer + start // p * s.second_middle
+        rows = (left + p - 1) // p
         entry = s.moments + item * p
-        rows = -(-left // p)
-        column = 0
-        while column < p:
+        for column in range(0, p, STRIP):
             w = min(STRIP, p - column)
+            g_top = offset(x, outer * s.x_outer + start // p * x_middle + column)
+            x_top = offset(second, outer * s.second_outer + start // p * second_middle + column)
             total = view(table, entry + column, w)
             product = view(table, entry + column + s.entries, w)
+            part = view(parts, 0, w)
+            dot = view(dots, 0, w)
+            c = column % channels
             for q in range(w):
-                means[q] = mean_of(s, buffers, outer, (column + q) % s.channels)
+                means[q] = means_in[outer * s.coefficient_outer + c * groups // channels] if has_means else zero
+                c = 0 if c + 1 == channels else c + 1
+            for q in range(w):
                 total[q] = 0.0
                 product[q] = 0.0
+            deep = ROWS // 4 if w > STRIP // 4 else ROWS // 2  # rows of both that L1 holds: 16 KB of float32 each at most
             r = 0
             while r < rows:
-                for q in range(w):
-                    parts[q] = zero
-                    dots[q] = zero
                 end = min(rows, r + ROWS)
-                while r < end:
-                    k = min(w, left - r * p - column)  # less than w in a cut last row
-                    if k > 0:
-                        g = fetch(s, buffers[X], base + r * s.x_middle + column, k, wide_g)
-                        x = fetch(s, buffers[SECOND], second + r * s.second_middle + column, k, wide_x)
-                        for q in range(k):
-                            parts[q] += g[q]
-                            dots[q] += g[q] * difference(x[q], means[q])
-                    r += 1
                 for q in range(w):
-                    total[q] += np.float64(parts[q])
-                    product[q] += np.float64(dots[q])
-            column += w
+                    part[q] = zero
+                    dot[q] = zero
+                while r < end:
+                    k = min(deep, end - r)
+                    cut = min(w, left - (rows - 1) * p - column) if r + k == rows else w  # values of a cut last row, perhaps none
+                    g = offset(g_top, r * x_middle)
+                    v = offset(x_top, r * second_middle)
+                    add_gradient_rows(g, v, x_middle, second_middle, k - 1 if cut < w else k, w, means, parts, dots)
+                    if 0 < cut < w:
+                        g = offset(g_top, (rows - 1) * x_middle)
+                        v = offset(x_top, (rows - 1) * second_middle)
+                        add_gradient_rows(g, v, 0, 0, 1, cut, means, parts, dots)
+                    r += k
+                for q in range(w):
+                    total[q] += np.float64(part[q])
+                    product[q] += np.float64(dot[q])
+
+
+@inlined
+def row_sums(g, x, weight, n, mean, rstd, parts, dots):
+    """A strip of a row, in one pass: the sums of h = g * weight and of h * (x - mean), and what the row adds to its columns."""
+    width = lanes(g)
+    sums = splat_group(g, 0)
+    products = splat_group(g, 0)
+    q = 0
+    while q + 2 * width <= n:
+        p = q
+        u = load(g, p)
+        d = load(x, p) - mean
+        h = u * load(weight, p)
+        sums = add_to(sums, 0, h)
+        products = add_to(products, 0, h * d)
+        store(parts, p, load(parts, p) + u)
+        store(dots, p, load(dots, p) + u * (d * rstd))
+        p = q + width
+        u = load(g, p)
+        d = load(x, p) - mean
+        h = u * load(weight, p)
+        sums = add_to(sums, 1, h)
+        products = add_to(products, 1, h * d)
+        store(parts, p, load(parts, p) + u)
+        store(dots, p, load(dots, p) + u * (d * rstd))
+        q += 2 * width
+    while q < n:
+        k = min(width, n - q)
+        u = load_some(g, q, k, 0)
+        d = load_some(x, q, k, mean) - mean
+        h = u * load_some(weight, q, k, 0)
+        sums = add_to(sums, 0, h)
+        products = add_to(products, 0, h * d)
+        store_some(parts, q, load_some(parts, q, k, 0) + u, k)
+        store_some(dots, q, load_some(dots, q, k, 0) + u * (d * rstd), k)
+        q += width
+    return np.float64(total_of(sums)), np.float64(total_of(products))
 
 
 def sums_rows(step, buffers, lo, hi):
     """Item = piece of `length` rows of `last` values. A row's sums are of h = g * weight; the partial sums of a piece are a column's."""
     s = record(step)
     n = s.last
+    middle = s.middle
+    x = buffers[X]
+    second = buffers[SECOND]
+    weights = as_computed(buffers[WEIGHT])
+    means = as_computed(buffers[MEAN])
+    has_means = address(means) != 0
+    rstds = as_computed(buffers[RSTD])
     table = as_float64(buffers[SCRATCH])
-    weighted = address(buffers[WEIGHT]) != 0
-    wide_g = stack(STRIP, buffers[X])
-    wide_x = stack(STRIP, buffers[X])
-    ones = view(stack(STRIP, buffers[X]), 0, STRIP)
-    parts = view(stack(STRIP, buffers[X]), 0, STRIP)
-    dots = view(stack(STRIP, buffers[X]), 0, STRIP)
-    zero = ones.dtype.type(0)
-    for q in range(STRIP):
-        ones[q] = ones.dtype.type(1)
+    totals = offset(table, s.moments)
+    products = offset(totals, s.entries)
+    parts = stack(STRIP, weights)
+    dots = stack(STRIP, weights)
+    zero = view(parts, 0, 1).dtype.type(0)
     for item in range(lo, hi):
         first = item * s.length
         last = min(first + s.length, s.total)
         for row in range(first, last):
-            table[s.moments + row] = 0.0
-            table[s.moments + row + s.entries] = 0.0
-        column = 0
-        while column < n:
+            totals[row] = 0.0
+            products[row] = 0.0
+        for column in range(0, n, STRIP):
             w = min(STRIP, n - column)
-            weight = view(buffers[WEIGHT], column, w) if weighted else ones[:w]
+            weight = offset(weights, column)
             bias_part = view(table, s.partials + 2 * item * n + column, w)
             weight_part = view(table, s.partials + (2 * item + 1) * n + column, w)
+            part = view(parts, 0, w)
+            dot = view(dots, 0, w)
             for q in range(w):
                 bias_part[q] = 0.0
                 weight_part[q] = 0.0
+            outer = first // middle
+            m = first - outer * middle
             row = first
             while row < last:
                 end = min(last, row + ROWS)
                 for q in range(w):
-                    parts[q] = zero
-                    dots[q] = zero
+                    part[q] = zero
+                    dot[q] = zero
                 while row < end:
-                    outer = row // s.middle
-                    m = row - outer * s.middle
-                    g = fetch(s, buffers[X], outer * s.x_outer + m * s.x_middle + column, w, wide_g)
-                    x = fetch(s, buffers[SECOND], outer * s.second_outer + m * s.second_middle + column, w, wide_x)
-                    mean = buffers[MEAN][row] if address(buffers[MEAN]) else zero
-                    rstd = buffers[RSTD][row]
-                    total = zero
-                    product = zero
-                    for q in range(w):
-                        d = difference(x[q], mean)
-                        h = g[q] * weight[q]
-                        total += h
-                        product += h * d
-                    for q in range(w):
-                        parts[q] += g[q]
-                        dots[q] += g[q] * (difference(x[q], mean) * rstd)
-                    table[s.moments + row] += np.float64(total)
-                    table[s.moments + row + s.entries] += np.float64(product)
+                    g = offset(x, outer * s.x_outer + m * s.x_middle + column)
+                    v = offset(second, outer * s.second_outer + m * s.second_middle + column)
+                    mean = means[row] if has_means else zero
+                    total, product = row_sums(g, v, weight, w, mean, rstds[row], parts, dots)
+                    totals[row] += total
+                    products[row] += product
+                    m += 1
+                    if m == middle:
+                        m = 0
+                        outer += 1
                     row += 1
                 for q in range(w):
-                    bias_part[q] += np.float64(parts[q])
-                    weight_part[q] += np.float64(dots[q])
-            column += w
+                    bias_part[q] += np.float64(part[q])
+                    weight_part[q] += np.float64(dot[q])

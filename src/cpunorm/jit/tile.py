@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from cpunorm.jit.lowlevel import address, as_float64, as_type_of, at_byte, call_stage, inline, offset, view
+from cpunorm.jit.lowlevel import as_computed, as_float64, as_type_of, at_byte, call_stage, inline, offset, view
 from cpunorm.program import SLOTS
 
 BLOCK = 4096  # values read twice in a row by a reduction of runs: 16 KB of float32, half of the smallest L1
@@ -54,12 +54,6 @@ def fetch_sum(s, buffers, x_start, second_start, count, buffer, other):
 
 
 @inline
-def to_line(s, y, start):
-    """How many values the tile at y[start] has, so that it ends on a cache line of y; all others then start on one."""
-    return TILE - (address(at_byte(y, start * s.item_size)) & (LINE - 1)) // s.item_size
-
-
-@inline
 def coefficients(s, buffers):
-    """Pointer to the table of coefficients."""
-    return as_type_of(offset(as_float64(buffers[SCRATCH]), s.coefficients), buffers[X])
+    """The table of coefficients."""
+    return as_type_of(offset(as_float64(buffers[SCRATCH]), s.coefficients), as_computed(buffers[X]))

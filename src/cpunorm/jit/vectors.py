@@ -39,7 +39,7 @@ from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
-from cpunorm.jit.lowlevel import VECTOR_BYTES, has_f16c
+from cpunorm.jit.lowlevel import COMPUTING, VECTOR_BYTES, has_f16c
 
 REGISTER = VECTOR_BYTES  # bytes of a vector: one AVX register, two SSE or NEON ones
 GROUP = 4  # vectors of a group: two cache lines of float32
@@ -48,7 +48,6 @@ LINE = 64  # bytes
 LOCALITY = 3  # of a prefetch: into L1
 
 I16, I32, I64 = (ir.IntType(bits) for bits in (16, 32, 64))
-COMPUTING = {types.float32: types.float32, types.float64: types.float64, types.uint16: types.float32, types.int16: types.float32}
 
 
 class Vector(types.Type):
@@ -252,8 +251,21 @@ def load_some(context: Any, pointer: Any, index: Any, count: Any, pad: Any) -> A
         place = _place(builder, *args[:2], vector.lanes)
         kind, whole = place.type.pointee, context.get_value_type(vector)
         mask = _below(builder, args[2], whole)
-        zero = ir.Constant(kind, None)
-        raw = _masked(builder, "load", kind, kind, [place, I32(pointer.dtype.bitwidth // 8), mask, zero])
+        aligned = pointer.dtype.bitwidth // 8
+        if pointer.dtype == vector.dtype:
+            raw = _masked(builder, "load", kind, kind, [place, I32(aligned), mask, ir.Constant(kind, None)])
+        else:  # AVX2 has no mask for 16 bits: all lanes at once, if all are asked for, else one by one
+            with builder.if_else(builder.icmp_signed(">=", args[2], I64(vector.lanes))) as (all_, some):
+                with all_:
+                    every = builder.load(place)
+                    every.align = aligned
+                    after_all = builder.block
+                with some:
+                    few = _masked(builder, "load", kind, kind, [place, I32(aligned), mask, ir.Constant(kind, None)])
+                    after_some = builder.block
+            raw = builder.phi(kind)
+            raw.add_incoming(every, after_all)
+            raw.add_incoming(few, after_some)
         return builder.select(mask, _widen(builder, raw, pointer.dtype), _spread(builder, args[3], whole))
 
     return vector(pointer, types.intp, types.intp, vector.dtype), generate
@@ -267,7 +279,15 @@ def store_some(context: Any, pointer: Any, index: Any, value: Any, count: Any) -
         place = _place(builder, *args[:2], value.lanes)
         narrow = _narrow(builder, args[2], pointer.dtype)
         mask = _below(builder, args[3], args[2].type)
-        _masked(builder, "store", ir.VoidType(), narrow.type, [narrow, place, I32(pointer.dtype.bitwidth // 8), mask])
+        aligned = pointer.dtype.bitwidth // 8
+        if pointer.dtype == value.dtype:
+            _masked(builder, "store", ir.VoidType(), narrow.type, [narrow, place, I32(aligned), mask])
+        else:  # as in load_some
+            with builder.if_else(builder.icmp_signed(">=", args[3], I64(value.lanes))) as (all_, some):
+                with all_:
+                    builder.store(narrow, place).align = aligned
+                with some:
+                    _masked(builder, "store", ir.VoidType(), narrow.type, [narrow, place, I32(aligned), mask])
         return context.get_dummy_value()
 
     return types.void(pointer, types.intp, value, types.intp), generate
@@ -391,6 +411,22 @@ def total(context: Any, value: Any) -> Any:
         return builder.extract_element(all_, I32(0))
 
     return value.dtype(value), generate
+
+
+@intrinsic(prefer_literal=True)
+def add_to(context: Any, group: Any, part: Any, value: Any) -> Any:
+    """The group with `value`, a vector, added to vector `part`, a literal, of it."""
+    one = value.lanes
+    first = part.literal_value * one
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        added = builder.fadd(_lanes(builder, args[0], first, one), args[2], flags=FLAGS)
+        again = ir.Constant(ir.VectorType(I32, group.lanes), [i % one for i in range(group.lanes)])
+        wide = builder.shuffle_vector(added, added, again)
+        order = [i + group.lanes if first <= i < first + one else i for i in range(group.lanes)]
+        return builder.shuffle_vector(args[0], wide, ir.Constant(ir.VectorType(I32, group.lanes), order))
+
+    return group(group, part, value), generate
 
 
 @intrinsic
