@@ -246,13 +246,14 @@ def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int
         if packed:
             fields |= {"x_middle": period, "second_middle": period}
         fields |= {"last": period, "total": total}
-    fields |= {"ahead": AHEAD, "items": items, "pieces": pieces, "length": length, "entries": entries, "moments": scratch.take(columns * entries)}
+    fields |= {"ahead": AHEAD, "items": items, "pieces": pieces, "length": length}
+    fields |= {"entries": entries, "moments": scratch.take(columns * entries)}
     fields |= {"channels": channels if view.form == "runs" else view.channels, "groups": channels}
     return Reduction(Step(kernel, fields), merged, units, channels, unit_size)
 
 
 def _period(view: View) -> int:
-    """Columns: how many values a widened row has. Rows of few channels are repeated until vectors have something to do, and none is left."""
+    """Columns: how many values a widened row has: rows of few channels repeated until vectors have something to do, and none is left."""
     fewest = max(1, -(-PERIOD // view.last))
     for repeats in range(fewest, max(WIDEST // view.last, fewest) + 1):
         if repeats * view.last % WHOLE == 0:

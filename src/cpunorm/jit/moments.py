@@ -49,6 +49,8 @@ class Unit(NamedTuple):
     last: Any
     stride: Any
     second_stride: Any
+    ahead: Any  # what is fetched meanwhile,
+    passed: Any  # and the bit of an index where it is not
 
 
 @inlined
@@ -78,6 +80,8 @@ def sum_block(u, start, count, shift, has_second):
         n = min(u.last - j, left)
         q = 0
         while q + GROUP * width <= n:
+            if not q & u.passed:
+                prefetch_group(x, q, u.ahead)
             d = group_of_values(x, r, q, has_second) - shift
             sums += d
             squares += d * d
@@ -210,7 +214,7 @@ def moments_runs(step, buffers, lo, hi):
     for _ in range(lo, hi):
         x = offset(buffers[s.source], outer * s.x_outer + channel * s.x_middle)
         second = offset(buffers[SECOND], outer * s.second_outer + channel * s.second_middle)
-        u = Unit(x, second, last, s.x_repeat, s.second_repeat)
+        u = Unit(x, second, last, s.x_repeat, s.second_repeat, s.ahead, s.sparse * GROUP * lanes(x))
         start = piece * s.length
         end = min(start + s.length, s.total)
         count = 0.0
@@ -318,41 +322,28 @@ def mend_strip(x, stride, rows, n, centred, buffer, mean, m2):
 
 
 @inline
-def add_rows(x, stride, rows, n, shift, sums, squares):
-    """Adds d = x - shift and d * d of `rows` rows, a group of columns at a time, in registers. The next rows are on their way meanwhile."""
+def add_row(x, start, n, shift, sums, squares, ahead):
+    """Adds d = x - shift and d * d of a row. Sums stay in L1: kept in registers over a block of rows they were read in strips of 128 bytes,
+    which memory gives at two thirds of its rate.
+    """
     width = lanes(x)
-    ahead = rows * stride * size_of(x)
     q = 0
     while q + GROUP * width <= n:
-        sum_ = load_group(sums, q)
-        square = load_group(squares, q)
-        near = load_group(shift, q)
-        at = q
-        for _ in range(rows):
-            prefetch_group(x, at, ahead)
-            d = load_group(x, at) - near
-            sum_ += d
-            square += d * d
-            at += stride
-        store(sums, q, sum_)
-        store(squares, q, square)
+        prefetch_group(x, start + q, ahead)
+        d = load_group(x, start + q) - load_group(shift, q)
+        store(sums, q, load_group(sums, q) + d)
+        store(squares, q, load_group(squares, q) + d * d)
         q += GROUP * width
     while q < n:
         k = min(width, n - q)
-        some = load_some(sums, q, k, 0)
-        square_ = load_some(squares, q, k, 0)
-        near_ = load_some(shift, q, k, 0)
-        for r in range(rows):
-            e = load_some(x, r * stride + q, k, 0) - near_
-            some += e
-            square_ += e * e
-        store_some(sums, q, some, k)
-        store_some(squares, q, square_, k)
+        e = load_some(x, start + q, k, 0) - load_some(shift, q, k, 0)
+        store_some(sums, q, load_some(sums, q, k, 0) + e, k)
+        store_some(squares, q, load_some(squares, q, k, 0) + e * e, k)
         q += width
 
 
 @inline
-def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, count_at, mean_at, m2_at):
+def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, ahead, count_at, mean_at, m2_at):
     """Columns of `rows` rows, `stride` apart: sums of d = x - shift and of d * d, ROWS rows in T, then in float64.
 
     The shift is the mean of the first rows, so that M2 = sum(d * d) - sum(d)^2 / n cancels little; a constant column is exact again.
@@ -379,7 +370,8 @@ def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, count
         share = t(1) / t(k)
         for q in range(n):
             near[q] = top[q] + part[q] * share
-    deep = ROWS // 4 if n > STRIP // 2 else ROWS // 2 if n > STRIP // 4 else ROWS  # rows that L1 holds: 16 KB of float32
+    # The next values in memory are the next row's, or another strip's: then the row after.
+    near_by = stride * size_of(x) if n < stride else ahead
     r = 0
     while r < rows:
         end = min(rows, r + ROWS)
@@ -387,9 +379,8 @@ def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, count
             part[q] = t(0)
             square[q] = t(0)
         while r < end:
-            k = min(deep, end - r)
-            add_rows(offset(x, r * stride), stride, k, n, shift, sums, squares)
-            r += k
+            add_row(x, r * stride, n, shift, sums, squares, near_by)
+            r += 1
         for q in range(n):
             mean[q] += np.float64(part[q])
             m2[q] += np.float64(square[q])
@@ -442,7 +433,7 @@ def moments_columns(step, buffers, lo, hi):
             at = offset(base, c)
             mean_at = offset(mean, c)
             m2_at = offset(m2, c)
-            strip_moments(at, s.x_middle, rows, w, centred, shift, sums, squares, wide, offset(count, c), mean_at, m2_at)
+            strip_moments(at, s.x_middle, rows, w, centred, shift, sums, squares, wide, s.ahead, offset(count, c), mean_at, m2_at)
             c += STRIP
         if rest:  # one value more for the first columns
             row = offset(base, rows * s.x_middle)

@@ -32,11 +32,14 @@ LAST = GROUP - 1
 
 
 @inlined
-def add_run(g, x, n, mean, sums, dots):
+def add_run(g, x, n, mean, sums, dots, ahead, passed):
     """Adds a run of `n` values to groups of sums."""
     width = lanes(g)
     q = 0
     while q + GROUP * width <= n:
+        if not q & passed:
+            prefetch_group(g, q, ahead)
+            prefetch_group(x, q, ahead)
         u = load_group(g, q)
         sums += u
         dots += u * (load_group(x, q) - mean)
@@ -98,7 +101,9 @@ def sums_runs(step, buffers, lo, hi):
             chunk = min(CHUNK, left)
             while chunk > 0:
                 k = min(chunk, n - j)
-                sums, dots = add_run(offset(x, run * s.x_repeat + j), offset(second, run * s.second_repeat + j), k, mean, sums, dots)
+                u = offset(x, run * s.x_repeat + j)
+                v = offset(second, run * s.second_repeat + j)
+                sums, dots = add_run(u, v, k, mean, sums, dots, s.ahead, s.sparse * GROUP * lanes(x))
                 chunk -= k
                 left -= k
                 j += k
@@ -113,38 +118,23 @@ def sums_runs(step, buffers, lo, hi):
 
 
 @inline
-def add_gradient_rows(g, x, g_stride, x_stride, rows, n, means, parts, dots):
-    """Adds `rows` rows of g and g * (x - mean), a group of columns at a time, in registers. The next rows are on their way meanwhile."""
+def add_gradient_row(g, x, g_start, x_start, n, means, parts, dots, ahead):
+    """Adds a row of g and g * (x - mean)."""
     width = lanes(g)
     q = 0
     while q + GROUP * width <= n:
-        part = load_group(parts, q)
-        dot = load_group(dots, q)
-        mean = load_group(means, q)
-        u = q
-        v = q
-        for _ in range(rows):
-            prefetch_group(g, u, rows * g_stride * size_of(g))
-            prefetch_group(x, v, rows * x_stride * size_of(x))
-            each = load_group(g, u)
-            part += each
-            dot += each * (load_group(x, v) - mean)
-            u += g_stride
-            v += x_stride
-        store(parts, q, part)
-        store(dots, q, dot)
+        prefetch_group(g, g_start + q, ahead)
+        prefetch_group(x, x_start + q, ahead)
+        each = load_group(g, g_start + q)
+        store(parts, q, load_group(parts, q) + each)
+        store(dots, q, load_group(dots, q) + each * (load_group(x, x_start + q) - load_group(means, q)))
         q += GROUP * width
     while q < n:
         k = min(width, n - q)
-        few = load_some(parts, q, k, 0)
-        few_dots = load_some(dots, q, k, 0)
-        few_means = load_some(means, q, k, 0)
-        for r in range(rows):
-            some = load_some(g, r * g_stride + q, k, 0)
-            few += some
-            few_dots += some * (load_some(x, r * x_stride + q, k, 0) - few_means)
-        store_some(parts, q, few, k)
-        store_some(dots, q, few_dots, k)
+        some = load_some(g, g_start + q, k, 0)
+        d = load_some(x, x_start + q, k, 0) - load_some(means, q, k, 0)
+        store_some(parts, q, load_some(parts, q, k, 0) + some, k)
+        store_some(dots, q, load_some(dots, q, k, 0) + some * d, k)
         q += width
 
 
@@ -187,7 +177,7 @@ def sums_columns(step, buffers, lo, hi):
             for q in range(w):
                 total[q] = 0.0
                 product[q] = 0.0
-            deep = ROWS // 4 if w > STRIP // 4 else ROWS // 2  # rows of both that L1 holds: 16 KB of float32 each at most
+            near = x_middle * size_of(x) if w < x_middle else s.ahead  # bytes to what is next in memory
             r = 0
             while r < rows:
                 end = min(rows, r + ROWS)
@@ -195,16 +185,10 @@ def sums_columns(step, buffers, lo, hi):
                     part[q] = zero
                     dot[q] = zero
                 while r < end:
-                    k = min(deep, end - r)
-                    cut = min(w, left - (rows - 1) * p - column) if r + k == rows else w  # values of a cut last row, perhaps none
-                    g = offset(g_top, r * x_middle)
-                    v = offset(x_top, r * second_middle)
-                    add_gradient_rows(g, v, x_middle, second_middle, k - 1 if cut < w else k, w, means, parts, dots)
-                    if 0 < cut < w:
-                        g = offset(g_top, (rows - 1) * x_middle)
-                        v = offset(x_top, (rows - 1) * second_middle)
-                        add_gradient_rows(g, v, 0, 0, 1, cut, means, parts, dots)
-                    r += k
+                    k = min(w, left - r * p - column)  # less than w, perhaps none, in a cut last row
+                    if k > 0:
+                        add_gradient_row(g_top, x_top, r * x_middle, r * second_middle, k, means, parts, dots, near)
+                    r += 1
                 for q in range(w):
                     total[q] += np.float64(part[q])
                     product[q] += np.float64(dot[q])
