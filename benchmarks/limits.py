@@ -87,8 +87,6 @@ def cases() -> list[Case]:
         found.append(Case(name, (3, 1000003), percent=60, torch=1))
         for dtype in ("float16", "bfloat16"):
             found += [Case(name, shape, dtype=dtype, torch=1.4) for shape in [(32, 197, 768), (4096, 4096)]]
-            Case(name, shape, dtype=dtype, torch=1.4) for dtype in ("float16", "bfloat16") for shape in [(32, 197, 768), (4096, 4096)]
-        ]
         found += [Case(f"{name}_backward", shape, torch=1) for shape in [(32, 197, 768), (4096, 4096)]]
     return found
 
