@@ -19,7 +19,8 @@ from cpunorm.machine import Caches
 from cpunorm.program import ADDRESSES, Program
 
 PIECE_BYTES = 128 << 10  # of a unit in one item of a reduction of runs: small enough to share out, large beside its merge
-PIECE_ROWS = 128  # rows in one item of a reduction of rows' gradients
+PIECE_ROWS = 128  # fewest rows that a partial sum of the gradients of weight and bias is of
+ROWS_AT_ONCE, ROW_BYTES = 32, 128 << 10  # the most that go through all steps of a row's gradient together
 FEWEST, MOST = 32, 256  # pieces that a reduction of columns is cut into, if it is large: enough for many cores, and
 ENTRY_BYTES = 1 << 20  # no more, above the fewest, than leave so many bytes of entries, of 24 bytes a column each
 PERIOD = 192  # fewest values in a row of coefficients: 3 channels as they stand reach a fifth of the rate

@@ -6,9 +6,12 @@ from dataclasses import replace
 
 from cpunorm.layout import View
 from cpunorm.plan import (
-    PIECE_BYTES,
+    ENTRY_BYTES,
+    FEWEST,
     PIECE_ROWS,
     RING,
+    ROW_BYTES,
+    ROWS_AT_ONCE,
     TILE,
     Data,
     Phase,
@@ -184,20 +187,25 @@ def row_gradients(view: View, data: Data, resources: Resources) -> Plan:
     scratch = Scratch()
     rows, n = view.outer * view.middle, view.last
     threads = threads_for(5 * view.size * data.itemsize, resources)
-    length = max(PIECE_ROWS, PIECE_BYTES // (n * data.compute))
-    pieces = -(-rows // length)
+    length = max(1, min(ROWS_AT_ONCE, ROW_BYTES // (2 * n * data.itemsize)))  # rows of an item: in cache when they are read again
+    items = -(-rows // length)
+    most = max(FEWEST // 2, ENTRY_BYTES // (16 * n))
+    each = max(-(-PIECE_ROWS // length), -(-items // most))  # items that add to the same partial sums
+    pieces = -(-items // each)
     coefficients = coefficients_table(rows, 1, 1, 1, data, scratch)
     tables: dict[str, Value] = {"moments": scratch.take(2 * rows), "entries": rows, "partials": scratch.take(2 * pieces * n)}
-    sums = Step("sums_rows", data.fields(view) | tables | {"items": pieces, "pieces": pieces, "length": length, "total": rows})
+    sums = Step("sums_rows", data.fields(view) | tables | {"items": items, "pieces": each, "length": length, "total": rows})
     fold = Step("fold_row_gradients", {"items": rows, "last": n, **tables, **coefficients})
     affine = affine_step(view, data, {**coefficients, "training": 1}, resources.caches, kernel="affine_rows")
     parameters = Step("fold_row_parameters", {"items": n, "last": n, "pieces": pieces, **tables})
-    unit_bytes = length * n * 2 * data.itemsize
-    steps = (sums, fold.scaled(length), by_unit(affine, pieces, length * n))
-    first = depth_phase(steps, pieces, unit_bytes, length * n, length * n * data.itemsize, threads, resources.caches)
+    item_bytes = length * n * 2 * data.itemsize
+    steps = (sums, fold.scaled(length), by_unit(affine, items, length * n))
+    first = depth_phase(steps, items, item_bytes, length * n, length * n * data.itemsize, threads, resources.caches)
     phases: tuple[Phase, ...]
     if first:
         phases = (first,)
     else:
-        phases = (phase_of(sums, unit_bytes, threads), *fold_phases([fold], 1), phase_of(affine, affine_bytes(data), threads))
+        phases = (phase_of(sums, item_bytes, threads), *fold_phases([fold], 1), phase_of(affine, affine_bytes(data), threads))
+    whole = replace(phases[0], block=-(-phases[0].block // each) * each)  # the items of a partial sum are one thread's, in their order
+    phases = (replace(whole, part=whole.part or 1), *phases[1:])
     return Plan((*phases, *fold_phases([parameters], pieces)), scratch.size, threads, affine=n)

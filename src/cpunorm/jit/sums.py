@@ -233,7 +233,9 @@ def row_sums(g, x, weight, n, mean, rstd, parts, dots):
 
 
 def sums_rows(step, buffers, lo, hi):
-    """Item = piece of `length` rows of `last` values. A row's sums are of h = g * weight; the partial sums of a piece are a column's."""
+    """Item = `length` rows of `last` values. A row's sums are of h = g * weight; the partial sums are a column's, and `pieces` items, which
+    one thread has in their order, add to the same ones.
+    """
     s = record(step)
     n = s.last
     middle = s.middle
@@ -250,6 +252,7 @@ def sums_rows(step, buffers, lo, hi):
     dots = stack(STRIP, weights)
     zero = view(parts, 0, 1).dtype.type(0)
     for item in range(lo, hi):
+        piece = item // s.pieces
         first = item * s.length
         last = min(first + s.length, s.total)
         for row in range(first, last):
@@ -258,13 +261,14 @@ def sums_rows(step, buffers, lo, hi):
         for column in range(0, n, STRIP):
             w = min(STRIP, n - column)
             weight = offset(weights, column)
-            bias_part = view(table, s.partials + 2 * item * n + column, w)
-            weight_part = view(table, s.partials + (2 * item + 1) * n + column, w)
+            bias_part = view(table, s.partials + 2 * piece * n + column, w)
+            weight_part = view(table, s.partials + (2 * piece + 1) * n + column, w)
             part = view(parts, 0, w)
             dot = view(dots, 0, w)
-            for q in range(w):
-                bias_part[q] = 0.0
-                weight_part[q] = 0.0
+            if item == piece * s.pieces:
+                for q in range(w):
+                    bias_part[q] = 0.0
+                    weight_part[q] = 0.0
             outer = first // middle
             m = first - outer * middle
             row = first
