@@ -9,8 +9,7 @@ HEADERS = ("program.h", "native.h")
 INCLUDED = [f"{name}.inc" for name in ("types", "kernels", "tile", "folds", "windows", "stages", "elements", "moments", "sums", "affine")]
 
 # No -march: kernels.c compiles for several instruction sets and chooses when it runs. No -ffast-math: NaN and infinity keep their
-# meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd). Unrolled loops spend fewer instructions on
-# a value, so that more loads are under way at once.
+# meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd).
 COMPILE = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 OPENMP = ["-fopenmp"]
 

@@ -96,8 +96,9 @@ def steps(made):
     return [step for phase in made.phases for step in phase.steps]
 
 
-def stores(made):
-    return [step.fields.get("store") for step in steps(made)]
+def affine_of(made):
+    """The fields of the last step that writes y."""
+    return next(step.fields for step in reversed(steps(made)) if step.kernel.startswith("affine_"))
 
 
 @by_case
@@ -105,7 +106,19 @@ def stores(made):
 def test_what_decides_bits_does_not_depend_on_threads(make, view, second, dtype):
     def tables(threads, caches):
         made = make(view, Data(dtype, second), Resources(threads, caches))
-        names = ("pieces", "length", "entries", "unit_entries", "units", "period", "channels", "moments", "statistics", "coefficients")
+        names = (
+            "pieces",
+            "length",
+            "entries",
+            "unit_entries",
+            "units",
+            "period",
+            "width",
+            "channels",
+            "moments",
+            "statistics",
+            "coefficients",
+        )
         found = {(step.kernel, *(step.fields.get(name) for name in names)) for step in steps(made)}
         return made.scratch, made.tables, found
 
@@ -149,13 +162,17 @@ def test_every_step_has_a_kernel_and_known_fields(make, view, second):
 
 
 def test_every_kernel_and_stage_has_c_code(native):
+    """Of elements, one for each dtype of theirs; the others, one for each dtype they compute in."""
     for name in (*kernels.KERNELS, *kernels.STAGES):
         if name in ("fold_moments", "fold_sums"):
             assert native.address(name, "float64")
+        elif name in kernels.OF_ELEMENTS:
+            assert len({native.address(name, dtype) for dtype in ITEMSIZES}) == 4
         elif name.endswith("float16"):
             assert native.address(name, "float32")
         else:
             assert native.address(name, "float32") != native.address(name, "float64")
+            assert native.address(name, "float32") == native.address(name, "float16") == native.address(name, "bfloat16")
     with pytest.raises(LookupError, match="nothing_of_the_kind"):
         native.address("nothing_of_the_kind", "float32")
 
@@ -217,32 +234,131 @@ def test_a_small_call_has_one_thread():
 
 @pytest.mark.parametrize("name", STREAMED)
 @pytest.mark.parametrize("dtype", ITEMSIZES)
-def test_stores(name, dtype):
-    """Streaming only beyond the caches, never in place; 16 bits are narrowed in any case."""
+def test_what_streams(name, dtype):
+    """Only the affine, only beyond the caches, never in place; through a tile where runs are too short to fill lines."""
     views, make = FORWARD[name]
+    seen = set()
     for view in views.values():
         moved = 2 * view.size * ITEMSIZES[dtype]
         for l3, in_place in itertools.product((moved - 1, moved, moved + 1), (False, True)):
-            *before, last = stores(make(view, Data(dtype, in_place=in_place), Resources(2, Caches(1 << 20, l3))))
-            assert set(before) <= {None}
-            if dtype.endswith("16"):
-                assert last == f"store_{dtype}"
-            else:
-                assert last == ("store_plain" if in_place else "store_stream" if moved > l3 else None)
+            made = make(view, Data(dtype, in_place=in_place), Resources(2, Caches(1 << 20, l3)))
+            fields = affine_of(made)
+            streams = moved > l3 and not in_place
+            assert fields["streams"] == streams
+            assert all("streams" not in step.fields for step in steps(made) if step.fields is not fields)
+            assert fields["tiled"] == (streams and fields["last"] * ITEMSIZES[dtype] < plan.SHORT)
+            if len(made.phases) > 1:  # in a depth-first phase it fetches the next part instead
+                assert fields["ahead"] == plan.AHEAD * streams
+            seen.add((fields["streams"], fields["tiled"]))
+    assert seen == {(0, 0), (1, 0), (1, 1)}
+
+
+def test_packed_columns_stream_as_one_run():
+    """Rows of 3 channels are short, all of them are not, unless they lie apart or each sample has coefficients of its own."""
+    for label, last, tiled in (
+        ("NHWC of few channels", 3 << 20, 0),
+        ("NHWC small", 120, 1),
+        ("NHWC with gaps", 24, 1),
+        ("groups of columns", 3136 * 64, 0),
+        ("groups of one pixel", 64, 1),
+    ):
+        view = (VIEWS | KEPT)[label]
+        make = FORWARD["training" if label in VIEWS else "group_norm"][1]
+        fields = affine_of(make(view, Data("float32"), Resources(2, Caches(1, 1))))
+        assert (fields["streams"], fields["last"], fields["tiled"]) == (1, last, tiled), label
 
 
 @by_case
-def test_16_bits_are_widened_where_they_are_read(make, view, second):
-    for step in steps(make(view, Data("bfloat16", second), Resources(2, CACHES))):
-        reads = step.kernel.startswith(("moments_", "sums_", "affine_", "window_"))
-        assert step.fields.get("load") == ("load_bfloat16" if reads else None)
+def test_only_windows_have_stages_for_16_bits(make, view, second):
+    """All others are looked up by the dtype of the elements, whose size their steps name."""
+    for dtype, itemsize in ITEMSIZES.items():
+        for step in steps(make(view, Data(dtype, second), Resources(2, CACHES))):
+            if step.kernel.startswith("window_"):
+                wide = "store_stream" if (2 + second) * view.size * itemsize > CACHES.l3 else "store_plain"
+                assert step.fields.get("load") == (f"load_{dtype}" if itemsize == 2 else None)
+                assert step.fields["store"] == (f"store_{dtype}" if itemsize == 2 else wide)
+            else:
+                assert not {"load", "store"} & set(step.fields)
+            if step.kernel in kernels.OF_ELEMENTS:
+                assert step.fields["item_size"] == itemsize
 
 
-def test_an_activation_needs_a_tile():
-    views, make = FORWARD["inference"]
+@pytest.mark.parametrize("name", ["training", "inference", "group_norm", "layer_norm"])
+@pytest.mark.parametrize("l3", [1, 1 << 60], ids=["beyond the caches", "in the caches"])
+def test_a_clip_needs_no_tile_and_other_activations_do(name, l3):
+    views, make = FORWARD[name]
     for view in views.values():
-        made = make(view, Data("float32", activation="relu"), Resources(1, Caches(1 << 20, 1 << 60)))
-        assert (steps(made)[-1].fields["activation"], stores(made)[-1]) == ("relu", "store_plain")
+
+        def fields(activation, view=view):
+            return affine_of(make(view, Data("float32", activation=activation), Resources(1, Caches(1 << 20, l3))))
+
+        plain = fields(None)
+        assert not {"activation", "floor", "ceiling"} & set(plain)
+        assert fields("relu") == plain | {"floor": 0.0, "ceiling": np.inf}
+        assert fields("relu6") == plain | {"floor": 0.0, "ceiling": 6.0}
+        for activation in ("silu", "hardswish"):
+            assert fields(activation) == plain | {"activation": activation, "tiled": 1}
+
+
+@by_case
+def test_a_group_of_vectors_may_begin_anywhere_in_a_period(make, view, second):
+    """A row of coefficients goes on past its period by a group of the widest vectors, and a head before a cache line."""
+    widest = 4 * 64 // 4  # 4 vectors of 64 bytes, of float32
+    for dtype in ITEMSIZES:
+        made = make(view, Data(dtype, second), Resources(2, CACHES))
+        for step in steps(made):
+            fields = step.fields
+            if "coefficients" not in fields:
+                continue
+            assert fields["period"] % fields["channels"] == 0
+            assert fields["coefficient_outer"] in (0, fields["width"])
+            if step.kernel == "affine_columns":
+                assert fields["width"] >= fields["period"] + widest
+                # one subtraction brings an index back into the period, unless a row has no group
+                assert fields["period"] >= widest or fields["last"] == fields["period"]
+            else:
+                assert fields["width"] >= fields["period"]
+
+
+@by_case
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_parts_of_a_block(make, view, second, threads):
+    """A depth-first block goes through its steps in parts that are in L1 when they are read again, or that walk a stretch of memory; what
+    the next part reads is fetched meanwhile.
+    """
+    made = make(view, Data("float32", second), Resources(threads, CACHES))
+    for phase in made.phases:
+        if len(phase.steps) == 1:
+            assert phase.part == 0
+            continue
+        assert 1 <= phase.part <= phase.block
+        assert phase.block % phase.part == 0
+        assert (phase.part - 1) * 4 * made.threads < phase.items  # enough to share out
+        size = view.size // phase.items
+        fits = phase.part * size * 4 * (1 + second) <= plan.PART_BYTES
+        assert phase.part == 1 or fits or (phase.part - 1) * view.last < plan.STRETCH
+        affine = phase.steps[-1].fields
+        assert affine["sparse"] == 0
+        assert affine["ahead"] >= phase.part * view.last * 4
+        for step in phase.steps:
+            if step.kernel.startswith(("moments_", "sums_")) and step.kernel != "sums_rows":
+                assert (step.fields["sparse"], step.fields["ahead"]) == (1, affine["ahead"])
+
+
+@by_case
+def test_pieces_of_columns_are_enough_but_no_more(make, view, second):
+    """For many cores, and with no more entries, above the fewest, than `ENTRY_BYTES` for each number of an entry."""
+    for dtype in ITEMSIZES:
+        for step in steps(make(view, Data(dtype, second), Resources(2, CACHES))):
+            fields = step.fields
+            if step.kernel not in ("moments_columns", "sums_columns"):
+                continue
+            outer = view.outer if view.kept_outer else 1
+            assert outer * (fields["pieces"] - 1) < max(plan.MOST, outer)
+            assert fields["pieces"] <= -(-plan.FEWEST // outer) or 24 * fields["entries"] <= plan.ENTRY_BYTES + 24 * outer * fields["last"]
+            long = fields["length"] * max(4, ITEMSIZES[dtype]) > plan.PIECE_BYTES + 8 * fields["last"]
+            assert outer * fields["pieces"] * 2 >= plan.FEWEST or not long
+            assert fields["length"] % fields["last"] == 0
 
 
 @by_case
@@ -281,25 +397,37 @@ def test_a_window_that_fits_no_ring_has_another_way():
 
 
 def test_link():
-    names = {"moments_runs": 11, "fold_moments": 12, "fold_statistics": 13, "affine_runs": 14, "store_stream": 15}
-    made = FORWARD["training"][1](VIEWS["NCHW"], Data("float32"), Resources(2, CACHES))
+    names = {"moments_runs": 11, "fold_moments": 12, "fold_statistics": 13, "affine_runs": 14}
+    made = FORWARD["training"][1](VIEWS["NCHW"], Data("float32", activation="relu6"), Resources(2, CACHES))
     linked = made.link(names.__getitem__)
     assert linked.steps["kernel"].tolist() == [11, 12, 13, 14]
-    assert linked.steps["store"].tolist() == [0, 0, 0, 15]
-    assert linked.steps["load"].tolist() == linked.steps["activation"].tolist() == [0] * 4
+    assert linked.steps["streams"].tolist() == [0, 0, 0, 1]
+    assert [linked.steps[name].tolist() for name in ("load", "activation", "store")] == [[0] * 4] * 3
+    assert linked.steps["floor"].tolist() == [-np.inf, -np.inf, -np.inf, 0]
+    assert linked.steps["ceiling"].tolist() == [np.inf, np.inf, np.inf, 6]
     assert linked.steps["momentum"][2] == 0.1
-    assert linked.phases.tolist() == [(made.phases[0].items, made.phases[0].block, 0, 4)]
+    (phase,) = made.phases
+    assert linked.phases.tolist() == [(phase.items, phase.block, phase.part, 0, 4)]
     assert linked.head.tolist() == [(linked.phases.ctypes.data, 1, linked.steps.ctypes.data)]
     assert linked.address == linked.head.ctypes.data
 
 
+def test_a_part_is_the_block_where_a_plan_names_none():
+    made = FORWARD["inference"][1](VIEWS["NHWC"], Data("float32"), Resources(2, CACHES))
+    linked = made.link(lambda name: 1)
+    assert linked.phases["part"].tolist() == [phase.block for phase in made.phases]
+
+
 def test_link_of_16_bits():
+    names = ["moments_runs", "fold_statistics", "affine_rows", "silu"]
     made = FORWARD["layer_norm"][1](ROWS["rows"], Data("float16", activation="silu"), Resources(2, CACHES))
-    names = ["moments_runs", "fold_statistics", "affine_rows", "load_float16", "silu", "store_float16"]
     linked = made.link(names.index)
     assert linked.steps["kernel"].tolist() == [0, 1, 2]
-    assert linked.steps["load"].tolist() == [3, 0, 3]
-    assert (linked.steps["activation"][-1], linked.steps["store"][-1]) == (4, 5)
+    assert linked.steps["activation"].tolist() == [0, 0, 3]
+    assert (linked.steps["item_size"][[0, 2]] == 2).all()
+    window = ["window_runs", "load_float16", "store_float16"]
+    linked = FORWARD["local_response_norm"][1](KEPT["groups"], Data("float16"), Resources(2, CACHES)).link(window.index)
+    assert [linked.steps[name].tolist() for name in ("kernel", "load", "store")] == [[0], [1], [2]]
 
 
 def test_slots():

@@ -13,21 +13,20 @@ from numba.core.sigutils import normalize_signature
 
 from cpunorm.jit import drivers, kernels, threads
 from cpunorm.jit.cache import kernel_cache
-from cpunorm.jit.lowlevel import FASTMATH, STEP_RECORD, SUMMING
+from cpunorm.jit.lowlevel import FASTMATH, STEP_RECORD
 from cpunorm.program import SLOTS
 
 name = "numba"
 _lock = threading.RLock()
 _ELEMENTS = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}  # `vectors` says how
-_OPTIONS = {"error_model": "numpy", "boundscheck": False}
+_OPTIONS = {"error_model": "numpy", "boundscheck": False, "fastmath": FASTMATH}
 
 
 class _Kernel(CFunc):
     """A C callback whose machine code is kept by our cache."""
 
     def __init__(self, function: Callable[..., None], signature: Any) -> None:
-        fastmath = SUMMING if function.__name__.startswith("sums_") else FASTMATH
-        super().__init__(function, normalize_signature(signature), locals={}, options=_OPTIONS | {"fastmath": fastmath})
+        super().__init__(function, normalize_signature(signature), locals={}, options=_OPTIONS)
         self._cache = kernel_cache(function.__name__)
 
 

@@ -32,7 +32,7 @@ PHASE_RECORD = from_dtype(PHASE_DTYPE)
 PROGRAM_RECORD = from_dtype(PROGRAM)
 
 # contract: a*b+c in one rounding; nsz: no care for the sign of zero. NaN and infinity keep their meaning. reassoc, for sums in vector
-# lanes, regroups all that it finds: only functions that sum have it, and what must stay a difference there is a `difference`.
+# lanes, regroups all that it finds: only a function that sums in a loop has it.
 FASTMATH = {"contract", "nsz"}
 SUMMING = FASTMATH | {"reassoc"}
 inline = njit(fastmath=FASTMATH, error_model="numpy", nogil=True)
@@ -213,16 +213,6 @@ def stack(context: Any, count: Any, like: Any) -> Any:
 def view(pointer: Any, start: Any, count: Any) -> Any:
     """pointer[start : start + count] as an array"""
     return carray(offset(pointer, start), count)
-
-
-@intrinsic
-def difference(context: Any, a: Any, b: Any) -> Any:
-    """a - b, and not a part of a sum: regrouped, sum(x - first) would become sum(x) - n * first, and the mean of a constant inexact."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fsub(args[0], args[1], flags=("nsz",))  # an instruction with flags of its own gets no others
-
-    return a(a, b), generate
 
 
 @inline

@@ -41,19 +41,6 @@ def fetch(s, data, start, count, buffer):
 
 
 @inline
-def fetch_sum(s, buffers, x_start, second_start, count, buffer, other):
-    """x, or x + residual, in T."""
-    v = fetch(s, buffers[s.source], x_start, count, buffer)
-    if s.has_second:
-        r = fetch(s, buffers[SECOND], second_start, count, other)
-        to = view(buffer, 0, count)
-        for q in range(count):
-            to[q] = v[q] + r[q]
-        return to
-    return v
-
-
-@inline
 def coefficients(s, buffers):
     """The table of coefficients."""
     return as_type_of(offset(as_float64(buffers[SCRATCH]), s.coefficients), as_computed(buffers[X]))
