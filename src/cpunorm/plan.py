@@ -18,6 +18,7 @@ from cpunorm.machine import Caches
 from cpunorm.program import ADDRESSES, Program
 
 PIECE_BYTES = 128 << 10  # of a unit in one item of a reduction of runs: small enough to share out, large beside its merge
+COUNTED = 512 << 10  # values of a unit in one item of `counts`: each leaves a row of 64-bit sums, for which 8-bit data is little
 PIECE_ROWS = 128  # at least so many rows in one item of a reduction of columns: each leaves an entry of 24 bytes a column
 PERIOD = 192  # fewest values in a row of coefficients: 3 channels as they stand reach a fifth of the rate
 GRAIN = 1024  # elements in one item of a breadth-first affine
@@ -107,7 +108,7 @@ class Data:
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[self.dtype]
+        return {"uint8": 1, "uint16": 2, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[self.dtype]
 
     @property
     def compute(self) -> int:
@@ -185,11 +186,23 @@ class Reduction:
         return int(self.step.fields["length"]) * data.itemsize * (1 + data.second)
 
 
-def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int = 0, centred: bool = True, columns: int = 3) -> Reduction:
+def reduce(
+    kernel: str,
+    view: View,
+    data: Data,
+    scratch: Scratch,
+    *,
+    groups: int = 0,
+    centred: bool = True,
+    columns: int = 3,
+    piece: int = 0,
+) -> Reduction:
     """`kernel` over all of the view, a unit being a channel: of each outer index if that is kept, else of all of them.
 
     With `groups`, a unit of runs is a group of channels (columns are merged to groups afterwards). Entries have `columns` numbers.
+    An item reads `piece` values, by default `PIECE_BYTES`.
     """
+    piece = piece or PIECE_BYTES // data.compute
     fields = data.fields(view) | {"centred": int(centred)}
     if view.form == "runs":
         channels, unit = view.middle, view.last
@@ -208,7 +221,7 @@ def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int
             channels = groups
             fields |= {"repeat": runs, "middle": groups, "last": unit, "total": each * view.last}
         total = int(fields["total"])
-        length = PIECE_BYTES // data.compute
+        length = piece
         pieces = -(-total // length)
         outer = view.outer if view.kept_outer else 1
         units = outer * channels
@@ -219,7 +232,7 @@ def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int
         channels = view.last
         period = _period(view) if packed else channels
         total = view.middle * channels
-        length = max(PIECE_ROWS * channels, PIECE_BYTES // data.compute) // period * period or period
+        length = max(PIECE_ROWS * channels, piece) // period * period or period
         pieces = -(-total // length)
         items = view.outer * pieces
         entries = items * period

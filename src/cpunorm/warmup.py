@@ -14,7 +14,7 @@ from cpunorm import functional
 from cpunorm.plan import SERIAL_BYTES
 
 FLOAT64_ONLY = ("fold_moments", "fold_sums")  # tables
-FLOAT32_ONLY = ("float16", "bfloat16")  # what 16-bit data is computed in
+FLOAT32_ONLY = ("counts_runs", "counts_columns", "float16", "bfloat16")  # of integers; what 16-bit data is computed in
 
 
 def jobs() -> list[tuple[str, Callable[[], object]]]:

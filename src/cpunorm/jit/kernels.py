@@ -6,6 +6,7 @@ defaults, no allocation. T in their comments is the computing dtype, float32 or 
 ===================================  =====================================================================================
 ``moments_runs/columns``             forward: (count, mean, M2) of pieces
 ``sums_runs/columns/rows``           backward: sum(g), sum(g (x - mean)) of pieces
+``counts_runs/columns``              exact sum(x), sum(x^2) of pieces, uint8 and uint16
 ``fold_...``                         tables to tables: pieces merged, statistics and sums to coefficients and results
 ``affine_runs/columns/rows``         y = act((x - m) s + t + (r - n) q)
 ``window[_gradient]_runs/columns``   local response norm
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cpunorm.jit import affine, folds, moments, stages, sums, windows
+from cpunorm.jit import affine, counts, folds, moments, stages, sums, windows
 from cpunorm.jit.lowlevel import has_f16c
 
 KERNELS: dict[str, Callable[..., None]] = {
@@ -28,6 +29,8 @@ KERNELS: dict[str, Callable[..., None]] = {
         sums.sums_runs,
         sums.sums_columns,
         sums.sums_rows,
+        counts.counts_runs,
+        counts.counts_columns,
         folds.fold_moments,
         folds.fold_sums,
         folds.fold_statistics,

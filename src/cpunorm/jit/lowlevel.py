@@ -97,6 +97,28 @@ def as_uint16(context: Any, pointer: Any) -> Any:
 
 
 @intrinsic
+def as_uint8(context: Any, pointer: Any) -> Any:
+    """The same address as a pointer to uint8."""
+    target = types.CPointer(types.uint8)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(target))
+
+    return target(pointer), generate
+
+
+@intrinsic
+def as_uint64(context: Any, pointer: Any) -> Any:
+    """The same address as a pointer to uint64."""
+    target = types.CPointer(types.uint64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(target))
+
+    return target(pointer), generate
+
+
+@intrinsic
 def power_of_two(context: Any, exponent: Any) -> Any:
     """2 ** exponent for a whole float in the range of normal numbers, by its bits."""
     bits, fraction, bias = {types.float32: (32, 23, 127), types.float64: (64, 52, 1023)}[exponent]
