@@ -17,7 +17,7 @@ enum {
     TILE = 256,        /* values between load and store of the affine: streaming wants them fine (benchmarks/tile.py) */
     STRIP = 512,       /* columns that a reduction of columns accumulates at once, on the stack */
     ROWS = 32,         /* rows summed in T before they go to double */
-    FULL = 65536,      /* integers of 8 or 16 bits whose sum, and squares of 8 bits, fit 32 bits */
+    LONG = 1024,       /* integers in a run that are worth adding up as columns */
     RING = 16384,      /* values: the reach of a window (before + after + TILE) or its channels times a strip must fit */
     LINE = 64,         /* bytes */
 };

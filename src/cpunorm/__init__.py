@@ -33,6 +33,7 @@ from cpunorm.settings import config, set_backend, set_num_threads
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChannelStats",
     "Whitening",
     "__version__",
     "batch_norm",
@@ -59,9 +60,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from cpunorm.folding import fold_batch_norm
+    from cpunorm.stats import ChannelStats
     from cpunorm.whitening import Whitening
 
 _LATE = {
+    "ChannelStats": "cpunorm.stats",
     "Whitening": "cpunorm.whitening",
     "fold_batch_norm": "cpunorm.folding",
 }  # needed by few

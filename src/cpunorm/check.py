@@ -56,6 +56,33 @@ def axes(call: str, layout: object, shape: tuple[int, ...]) -> layouts.Axes:
     raise ValueError(f"{call}: layout {layout!r} expects {wanted}, got x of shape {shape}")
 
 
+def channel_layout(call: str, layout: object) -> str:
+    """A layout of statistics, which need no N."""
+    if not isinstance(layout, str):
+        raise TypeError(f"{call}: expected layout to be a string such as 'NCHW' or 'HWC', got {type(layout).__name__}")
+    if not (layouts.is_layout(layout) or layouts.is_layout("N" + layout)):
+        raise ValueError(
+            f"{call}: expected layout to be 'channels_first', 'channels_last' or one letter an axis, C among them and none twice, "
+            f"got {layout!r}"
+        )
+    return layout
+
+
+def channel_axis(call: str, layout: str, shape: tuple[int, ...]) -> int:
+    """Of a block in a layout that `channel_layout` passed; one with an N takes a single sample without it."""
+    rank = len(shape)
+    if layout == layouts.CHANNELS_LAST and rank:
+        return rank - 1
+    if layout == layouts.CHANNELS_FIRST and rank > 1:
+        return 1
+    letters = layout.replace("N", "") if len(layout) == rank + 1 else layout
+    if not layout.isupper() or len(letters) != rank:
+        wanted = f"{len(layout)} axes" + (f" or {len(layout) - 1} without N" if "N" in layout else "")
+        wanted = wanted if layout.isupper() else "more axes"
+        raise ValueError(f"{call}: layout {layout!r} expects {wanted}, got x of shape {shape}")
+    return letters.index("C")
+
+
 def parameter(call: str, name: str, value: Array | None, shape: tuple[int, ...], x: Array, what: str) -> None:
     """Of this shape, and of x's dtype or, for 16-bit x, float32."""
     if value is None:

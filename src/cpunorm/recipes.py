@@ -138,7 +138,8 @@ def counts(view: View, data: Data, resources: Resources) -> Plan:
     reduction = reduce("counts_" + view.form, view, data, scratch, columns=2, piece=COUNTED)
     step = Step(reduction.step.kernel, {name: value for name, value in reduction.step.fields.items() if name != "load"})
     tables = {"entries": int(step.fields["moments"]), "unit_entries": reduction.unit_entries, "channels": reduction.channels}
-    return Plan((phase_of(step, reduction.item_bytes(data), threads),), scratch.size, threads, tables | {"units": reduction.units})
+    item_bytes = min(COUNTED, int(step.fields["total"])) * data.itemsize
+    return Plan((phase_of(step, item_bytes, threads),), scratch.size, threads, tables | {"units": reduction.units})
 
 
 def channel_gradients(view: View, data: Data, resources: Resources, *, groups: int, training: bool) -> Plan:

@@ -1,11 +1,11 @@
 """Counts: exact (sum, sum of squares) of each item, unsigned integers of 1 or 2 bytes, as uint64. No rounding: any split and order of the
 values gives the same.
 
-Lanes are 32 bits wide and go to 64 after FULL values each: 65536 * 255 * 255 and 65536 * 65535 fit. Squares of uint16 fit 32 bits only one
-at a time, and are summed in 64. An item has less than 2^32 values (65535 * 65535 * 2^32 < 2^64), and so have the caller's sums.
+Lanes are twice as wide as the values, and a square is added by halves, each no larger than a value: 256 rows of uint8 fit 16 bits, 65536
+rows of uint16 fit 32. Then they go to 64 bits. An item has no more than 2^32 values (65535^2 * 2^32 < 2^64).
 """
 
-# ruff: noqa: ANN001, ANN201, D205  (typed by the signatures in `cpunorm.jit.backend`)
+# ruff: noqa: ANN001, ANN201  (typed by the signatures in `cpunorm.jit.backend`)
 
 from __future__ import annotations
 
@@ -14,30 +14,78 @@ import numpy as np
 from cpunorm.jit.lowlevel import as_float64, as_uint8, as_uint16, as_uint32, as_uint64, inline, offset, record, stack, view
 from cpunorm.jit.tile import SCRATCH, STRIP, X
 
-FULL = 65536  # integers of 8 or 16 bits whose sum, and squares of 8 bits, fit 32 bits
+LONG = 1024  # integers in a run that are worth adding up as columns
+PART = LONG // 4
+LANES = 3 * STRIP
 
-one = np.uint32  # the width that lanes are computed in, or Numba takes 64 bits
-
-
-@inline
-def byte_sums(v):
-    """Of no more than FULL values."""
-    total = one(0)
-    square = one(0)
-    for q in range(v.size):
-        total = one(total + v[q])
-        square = one(square + one(v[q]) * one(v[q]))
-    return total, square
+wide = np.uint64
 
 
 @inline
-def short_sums(v):
-    """Of no more than FULL values."""
-    total = one(0)
-    square = np.uint64(0)
-    for q in range(v.size):
-        total = one(total + v[q])
-        square += np.uint64(one(one(v[q]) * one(v[q])))
+def add_rows(x, start, stride, rows, full, half, lanes, sums, squares):
+    """Columns of `rows` rows, `stride` values apart.
+
+    `lanes` points to room of twice the width of a value: 3 * STRIP; after `full` rows they are full. `half` has the bits of a value.
+    """
+    n = sums.size
+    total = view(lanes, 0, n)
+    low = view(lanes, STRIP, n)
+    high = view(lanes, 2 * STRIP, n)
+    lane = total.dtype.type  # the width to compute in, or Numba takes 64 bits
+    mask = lane((1 << half) - 1)
+    r = 0
+    while r < rows:
+        end = min(rows, r + full)
+        for q in range(n):
+            total[q] = 0
+            low[q] = 0
+            high[q] = 0
+        while r < end:
+            a = view(x, start + r * stride, n)
+            for q in range(n):
+                i = lane(a[q])
+                total[q] = lane(total[q] + i)
+                i = lane(i * i)
+                low[q] = lane(low[q] + (i & mask))
+                high[q] = lane(high[q] + (i >> half))
+            r += 1
+        for q in range(n):
+            sums[q] += wide(total[q])
+            squares[q] += wide(low[q]) + (wide(high[q]) << wide(half))
+
+
+@inline
+def add_byte_rows(x, start, stride, rows, lanes, sums, squares):
+    """Of uint8."""
+    add_rows(x, start, stride, rows, 256, 8, as_uint16(lanes), sums, squares)
+
+
+@inline
+def add_short_rows(x, start, stride, rows, lanes, sums, squares):
+    """Of uint16."""
+    add_rows(x, start, stride, rows, 65536, 16, lanes, sums, squares)
+
+
+@inline
+def run_sums(add, x, start, n, lanes, sums, squares):
+    """Of `n` values in a row: as rows of PART columns, and the rest one by one."""
+    total = wide(0)
+    square = wide(0)
+    done = 0
+    if n >= LONG:
+        done = n // PART * PART
+        for q in range(PART):
+            sums[q] = 0
+            squares[q] = 0
+        add(x, start, PART, n // PART, lanes, sums, squares)
+        for q in range(PART):
+            total += sums[q]
+            square += squares[q]
+    rest = view(x, start + done, n - done)
+    for q in range(rest.size):
+        v = np.uint32(rest[q])
+        total += wide(v)
+        square += wide(np.uint32(v * v))
     return total, square
 
 
@@ -46,6 +94,9 @@ def counts_runs(step, buffers, lo, hi):
     s = record(step)
     n = s.last
     table = as_uint64(offset(as_float64(buffers[SCRATCH]), s.moments))
+    lanes = stack(LANES, as_uint32(buffers[X]))
+    sums = view(stack(PART, table), 0, PART)
+    more = view(stack(PART, table), 0, PART)
     for item in range(lo, hi):
         unit = item // s.pieces
         piece = item - unit * s.pieces
@@ -59,86 +110,20 @@ def counts_runs(step, buffers, lo, hi):
         total = np.uint64(0)
         squares = np.uint64(0)
         while left > 0:
-            k = min(n - j, left, FULL)
+            k = min(n - j, left)
             at = base + run * s.x_repeat + j
             if s.item_size == 1:
-                part, part_squares = byte_sums(view(as_uint8(buffers[X]), at, k))
-                total += np.uint64(part)
-                squares += np.uint64(part_squares)
+                part, part_squares = run_sums(add_byte_rows, as_uint8(buffers[X]), at, k, lanes, sums, more)
             else:
-                part, wide_squares = short_sums(view(as_uint16(buffers[X]), at, k))
-                total += np.uint64(part)
-                squares += wide_squares
+                part, part_squares = run_sums(add_short_rows, as_uint16(buffers[X]), at, k, lanes, sums, more)
+            total += part
+            squares += part_squares
             left -= k
-            j += k
-            if j == n:
-                j = 0
-                run += 1
+            j = 0
+            run += 1
         entry = view(table, (outer * s.pieces + piece) * s.middle + channel, s.entries + 1)
         entry[0] = total
         entry[s.entries] = squares
-
-
-@inline
-def add_byte_rows(x, start, stride, rows, totals, lanes, total, squares):
-    """Columns of `rows` rows, `stride` values apart: 32-bit lanes, four rows at a time so that fewer sums pass through memory."""
-    n = total.size
-    r = 0
-    while r < rows:
-        end = min(rows, r + FULL)
-        for q in range(n):
-            totals[q] = 0
-            lanes[q] = 0
-        while r + 4 <= end:
-            a = view(x, start + r * stride, n)
-            b = view(x, start + (r + 1) * stride, n)
-            c = view(x, start + (r + 2) * stride, n)
-            d = view(x, start + (r + 3) * stride, n)
-            for q in range(n):
-                i, j, k, m = one(a[q]), one(b[q]), one(c[q]), one(d[q])
-                totals[q] = one(totals[q] + i + j + k + m)
-                lanes[q] = one(lanes[q] + i * i + j * j + k * k + m * m)
-            r += 4
-        while r < end:
-            a = view(x, start + r * stride, n)
-            for q in range(n):
-                i = one(a[q])
-                totals[q] = one(totals[q] + i)
-                lanes[q] = one(lanes[q] + i * i)
-            r += 1
-        for q in range(n):
-            total[q] += np.uint64(totals[q])
-            squares[q] += np.uint64(lanes[q])
-
-
-@inline
-def add_short_rows(x, start, stride, rows, totals, total, squares):
-    """The same, squares in 64-bit lanes."""
-    n = total.size
-    r = 0
-    while r < rows:
-        end = min(rows, r + FULL)
-        for q in range(n):
-            totals[q] = 0
-        while r + 4 <= end:
-            a = view(x, start + r * stride, n)
-            b = view(x, start + (r + 1) * stride, n)
-            c = view(x, start + (r + 2) * stride, n)
-            d = view(x, start + (r + 3) * stride, n)
-            for q in range(n):
-                i, j, k, m = one(a[q]), one(b[q]), one(c[q]), one(d[q])
-                totals[q] = one(totals[q] + i + j + k + m)
-                squares[q] += np.uint64(one(i * i)) + np.uint64(one(j * j)) + np.uint64(one(k * k)) + np.uint64(one(m * m))
-            r += 4
-        while r < end:
-            a = view(x, start + r * stride, n)
-            for q in range(n):
-                i = one(a[q])
-                totals[q] = one(totals[q] + i)
-                squares[q] += np.uint64(one(i * i))
-            r += 1
-        for q in range(n):
-            total[q] += np.uint64(totals[q])
 
 
 def counts_columns(step, buffers, lo, hi):
@@ -146,8 +131,7 @@ def counts_columns(step, buffers, lo, hi):
     s = record(step)
     p = s.last
     table = as_uint64(offset(as_float64(buffers[SCRATCH]), s.moments))
-    totals = view(stack(STRIP, as_uint32(buffers[X])), 0, STRIP)
-    lanes = view(stack(STRIP, as_uint32(buffers[X])), 0, STRIP)
+    lanes = stack(LANES, as_uint32(buffers[X]))
     for item in range(lo, hi):
         outer = item // s.pieces
         start = (item - outer * s.pieces) * s.length
@@ -167,10 +151,10 @@ def counts_columns(step, buffers, lo, hi):
             last = at + rows * s.x_middle
             if s.item_size == 1:
                 x = as_uint8(buffers[X])
-                add_byte_rows(x, at, s.x_middle, rows, totals, lanes, total, squares)
-                add_byte_rows(x, last, s.x_middle, 1, totals, lanes, total[:rest], squares[:rest])
+                add_byte_rows(x, at, s.x_middle, rows, lanes, total, squares)
+                add_byte_rows(x, last, s.x_middle, 1, lanes, total[:rest], squares[:rest])
             else:
                 y = as_uint16(buffers[X])
-                add_short_rows(y, at, s.x_middle, rows, totals, total, squares)
-                add_short_rows(y, last, s.x_middle, 1, totals, total[:rest], squares[:rest])
+                add_short_rows(y, at, s.x_middle, rows, lanes, total, squares)
+                add_short_rows(y, last, s.x_middle, 1, lanes, total[:rest], squares[:rest])
             column += w
