@@ -33,6 +33,19 @@ from cpunorm.settings import config, set_backend, set_num_threads
 __version__ = "0.1.0"
 
 __all__ = [
+    "CIFAR100_MEAN",
+    "CIFAR100_STD",
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "INCEPTION_MEAN",
+    "INCEPTION_STD",
+    "MNIST_MEAN",
+    "MNIST_STD",
+    "Preprocessor",
     "Whitening",
     "__version__",
     "batch_norm",
@@ -50,6 +63,7 @@ __all__ = [
     "mean_var",
     "normalize",
     "normalize_backward",
+    "preprocess",
     "rms_norm",
     "rms_norm_backward",
     "set_backend",
@@ -58,13 +72,30 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from cpunorm.constants import (
+        CIFAR100_MEAN,
+        CIFAR100_STD,
+        CIFAR10_MEAN,
+        CIFAR10_STD,
+        CLIP_MEAN,
+        CLIP_STD,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        INCEPTION_MEAN,
+        INCEPTION_STD,
+        MNIST_MEAN,
+        MNIST_STD,
+    )
     from cpunorm.folding import fold_batch_norm
+    from cpunorm.preprocessing import Preprocessor, preprocess
     from cpunorm.whitening import Whitening
 
 _LATE = {
+    "Preprocessor": "cpunorm.preprocessing",
     "Whitening": "cpunorm.whitening",
     "fold_batch_norm": "cpunorm.folding",
-}  # needed by few
+    "preprocess": "cpunorm.preprocessing",
+} | {name: "cpunorm.constants" for name in __all__ if name.endswith(("_MEAN", "_STD"))}  # needed by few
 
 
 def __getattr__(name: str) -> Any:
