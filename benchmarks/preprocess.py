@@ -63,7 +63,7 @@ def opencv(x, size, layout):
     settings.scalefactor = tuple(1 / (255 * STD)) + (1.0,)
     settings.mean = tuple(255 * MEAN) + (0.0,)
     settings.ddepth = cv2.CV_32F
-    settings.datalayout = cv2.dnn.DNN_LAYOUT_NCHW if layout == "NCHW" else cv2.dnn.DNN_LAYOUT_NHWC
+    settings.datalayout = cv2.DATA_LAYOUT_NCHW if layout == "NCHW" else cv2.DATA_LAYOUT_NHWC
     pictures = list(x)
     return lambda: cv2.dnn.blobFromImagesWithParams(pictures, settings)
 
@@ -75,8 +75,8 @@ def torch_ways(x, size, layout):
     torch.set_num_threads(THREADS)
     source = torch.from_numpy(x).permute(0, 3, 1, 2)
     memory = torch.contiguous_format if layout == "NCHW" else torch.channels_last
-    out = torch.zeros(source.shape, memory_format=memory)
-    wide = torch.zeros(source.shape, memory_format=memory)
+    out = torch.zeros(source.shape).to(memory_format=memory)
+    wide = torch.zeros(source.shape).to(memory_format=memory)
     center = torch.tensor(255 * MEAN, dtype=torch.float32).reshape(1, 3, 1, 1)
     scale = torch.tensor(1 / (255 * STD), dtype=torch.float32).reshape(1, 3, 1, 1)
     shift = -center * scale

@@ -77,6 +77,7 @@ typedef struct step {
     /* pictures */
     int64_t out_size;
     int64_t padded;
+    int64_t bytes_to_floats;
     int64_t swap;
     int64_t reach;
     int64_t ring;

@@ -18,13 +18,15 @@ Array = np.ndarray[Any, Any]
 
 PARTS_A_THREAD = 4  # shares of the rows of a resize that each thread gets; each starts with some that its neighbour has too
 LINE = 64  # bytes
+REACH = TILE + LINE  # values of a tile in the backends
+DATA = program.PICTURE_INTEGERS.index("data")
 
 AUTO = {"uint8": 1 / 255, "uint16": 1 / 65535, "float16": 1.0, "float32": 1.0}  # scale="auto"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Options:
-    """Checked arguments of `preprocess`; hashable, a part of the key of prepared calls."""
+    """Checked arguments of `preprocess`. Equal is only what is the same: a part of the key of prepared calls, which has to be found fast."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -131,7 +133,10 @@ class Prepared:
             return
         arrays = [readable(x) for x in arrays]
         table = self._table.copy()
-        table["data"] += np.array([x.__array_interface__["data"][0] for x in arrays])[self._arrays]
+        if len(arrays) == 1:
+            table[:, DATA] += arrays[0].__array_interface__["data"][0]
+        else:
+            table[:, DATA] += [x.__array_interface__["data"][0] for x in arrays]
         to = np.empty(self.shape, self.dtype) if self._copied else y
         self._run(table, None, to, None, None, self._shift, None, None, self._center, self._scale)
         if self._copied:
@@ -165,7 +170,7 @@ class Prepared:
         plan = make(resources, *(self._out_strides(np.empty(self.shape, self.dtype)) or ()) if strides is None else strides)
         self._run = dispatch.Runner(plan, self._backend, "float32")
         self._center, self._scale, self._shift = self._coefficients()
-        self._arrays = np.array([source.array for source in self._sources])
+        self._table = self._entries.view(np.int64).reshape(len(self._entries), len(program.PICTURE_INTEGERS))
 
     def _out_strides(self, out: Array) -> tuple[int, int] | None:
         """From one picture of `out` to the next and from plane to plane, in elements; None where kernels cannot write it as it is."""
@@ -194,7 +199,7 @@ class Prepared:
             if not np.isfinite(single).all():
                 raise ValueError(f"preprocess: expected mean, std and scale whose quotients float32 can hold, got {options.mean}")
             planes = options.output_layout == "NCHW"
-            found.append(np.repeat(single, TILE) if planes else np.resize(single, self._padded + TILE))
+            found.append(np.repeat(single, REACH) if planes else np.resize(single, self._padded + TILE))
         return found
 
     def _fields(self, y_outer: int, y_middle: int, resources: Resources) -> tuple[dict[str, Value], int]:
@@ -215,8 +220,9 @@ class Prepared:
             fields["load"] = f"load_{source.name}"
         if result.name != "float32":
             fields["store"] = f"store_{result.name}"
-        elif moved > resources.caches.l3:
+        elif moved > resources.caches.l3 // 2:  # what reads it next finds little of it there, and the pictures are there no more
             fields["store"] = "store_stream"
+        fields["bytes_to_floats"] = int(source.name == "uint8" and result.name == "float32")
         return fields, threads_for(moved, resources)
 
     def _rearrange(self, resources: Resources, y_outer: int, y_middle: int) -> Plan:
@@ -230,7 +236,7 @@ class Prepared:
             last = (width - 1) * column if mirror else 0
             entry["data"] = source.start + top * row + left * column + last
             entry["row"], entry["column"], entry["channel"] = row, -column if mirror else column, channel
-        self._table = table
+        self._entries = table
         if (table["row"] == table["column"] * width).all():
             width *= height  # one long row
         pixels = math.prod(self._frames[0].crop[2:])
@@ -260,7 +266,7 @@ class Prepared:
             entry["across"], entry["across_taps"] = across.ctypes.data, across_taps
             entry["down"], entry["down_taps"] = down.ctypes.data, down_taps
             ring = max(ring, down_most)
-        self._table = table
+        self._entries = table
         planes = self._options.output_layout == "NCHW"
         size = 1 if whole else 4
         reach = -(-(int(table["width"].max()) + resize.LANES) // LINE) * LINE

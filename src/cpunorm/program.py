@@ -88,6 +88,7 @@ STEP_INTEGERS = (
     # pictures; `last` is the width of what is taken of one, `total` its pixels, `grain` the pixels of an item
     "out_size",  # bytes of an element of y
     "padded",  # channels of y; those from `channels` on have no picture's
+    "bytes_to_floats",  # x is bytes, y float32: done in one go; `store` then only says that it is past the caches
     "swap",  # the first and the third channel change places
     "reach",  # resize: elements from one channel of a row to the next, before its columns are resized
     "ring",  # resize: rows kept after that

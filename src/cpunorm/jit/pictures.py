@@ -4,7 +4,7 @@ Slot x is a table of `program.PICTURE`: where a picture is, and how far its rows
 mirrored picture has a negative stride: the kernels know neither. Values are picked as they are (bytes are cheaper to shuffle than floats)
 into a raw tile, unless they lie in memory as they are wanted; then they are widened, normalized, narrowed and stored as in the affine.
 
-The coefficients (slots mean, rstd, bias) are rows: planes have one of `TILE` equal values each; pixels have one of all channels again and
+The coefficients (slots mean, rstd, bias) are rows: planes have one of `REACH` equal values each; pixels have one of all channels again and
 again, so long that a tile finds its coefficients in one piece wherever in a pixel it starts. T is float32.
 """
 
@@ -19,6 +19,7 @@ from cpunorm.jit.lowlevel import (
     DOT_LANES,
     PICTURE_RECORD,
     PIXELS,
+    VECTOR_BYTES,
     address,
     as_uint8,
     as_uint16,
@@ -28,6 +29,8 @@ from cpunorm.jit.lowlevel import (
     dot,
     fence,
     inline,
+    normalize_bytes,
+    normalize_bytes_equal,
     offset,
     pick,
     record,
@@ -35,18 +38,22 @@ from cpunorm.jit.lowlevel import (
     split_backwards,
     split_forwards,
     stack,
+    stream_bytes,
+    stream_bytes_equal,
     to_pointer,
     view,
 )
 from cpunorm.jit.tile import BIAS, LINE, MEAN, RSTD, SCRATCH, TILE, X, Y
 
 GROUP = 4  # channels that are picked together
-REACH = TILE + LINE  # pixels of a raw tile: each plane takes those that end on a line of its own
+REACH = TILE + LINE  # pixels of a raw tile: where planes begin elsewhere in a line, each takes those that end on one of its own
 RAW = GROUP * REACH
 BITS = 22  # of the fraction of a weight of bytes, as Pillow has them
+LANES = VECTOR_BYTES // 4
 HALF = np.int32(1 << (BITS - 1))
 
 PICTURES = types.CPointer(PICTURE_RECORD)
+BYTES = types.CPointer(types.uint8)
 FLOATS = types.CPointer(types.float32)
 INTEGERS = types.CPointer(types.int32)
 
@@ -56,6 +63,12 @@ def picture(buffers, i):
     """The picture `i` of the table."""
     table = to_pointer(address(buffers[X]), PICTURES)
     return record(offset(table, i))
+
+
+@inline
+def to_line(s, y, start):
+    """How many values the tile at y[start] has, so that it ends on a line; all others then start on one."""
+    return TILE - (address(at_byte(y, start * s.out_size)) & (LINE - 1)) // s.out_size
 
 
 @inline
@@ -106,6 +119,47 @@ def widened(s, source, count, buffer):
     return view(to_pointer(source, FLOATS), 0, count)
 
 
+@inline
+def normalize(s, buffers, coefficients, equal, source, y, wide, tile, count):
+    """`count` values at the address `source` to y, by the coefficients from there on (`equal`: all as the first one)."""
+    center = offset(buffers[MEAN], coefficients)
+    scale = offset(buffers[RSTD], coefficients)
+    if s.bytes_to_floats:
+        values = to_pointer(source, BYTES)
+        vectors = count // LANES
+        if s.store and address(y) & (VECTOR_BYTES - 1) == 0:
+            if equal:
+                stream_bytes_equal(y, values, center, scale, vectors)
+            else:
+                stream_bytes(y, values, center, scale, vectors)
+        elif equal:
+            normalize_bytes_equal(y, values, center, scale, vectors)
+        else:
+            normalize_bytes(y, values, center, scale, vectors)
+        for q in range(vectors * LANES, count):
+            y[q] = (np.float32(values[q]) - center[q]) * scale[q]
+        return
+    v = widened(s, source, count, wide)
+    z = view(tile if s.store else y, 0, count)
+    m = view(center, 0, count)
+    t = view(scale, 0, count)
+    shift = view(buffers[BIAS], coefficients, count)
+    for q in range(count):
+        z[q] = (v[q] - m[q]) * t[q] + shift[q]
+    if s.store:
+        call_stage(s.store, y, tile, count)
+
+
+@inline
+def fill(s, value, y, tile, count):
+    """`count` times `value` to y."""
+    z = view(tile if s.store else y, 0, count)
+    for q in range(count):
+        z[q] = value
+    if s.store:
+        call_stage(s.store, y, tile, count)
+
+
 def planes(step, buffers, lo, hi):
     """Item = `grain` pixels of a picture. Planes of y have no gaps; each tile of a plane ends on a line of it."""
     s = record(step)
@@ -121,9 +175,12 @@ def planes(step, buffers, lo, hi):
         end = min(s.total, (item - i * s.pieces) * s.grain)
         first = pos
         p = picture(buffers, i)
+        apart = s.y_middle * s.out_size % LINE  # 0: a tile that ends on a line of one plane does so in all of them
+        slack = LINE // s.out_size if apart else 0
+        k = to_line(s, buffers[Y], i * s.y_outer + pos)
         while pos < end:
-            k = min(TILE, end - pos)
-            count = min(REACH, end - pos)
+            k = min(k, end - pos)
+            count = min(k + slack, end - pos)
             row = pos // n
             j = pos - row * n
             straight = p.column == s.item_size and j + count <= n
@@ -148,23 +205,16 @@ def planes(step, buffers, lo, hi):
                     if w <= 0:
                         continue
                     y = at_byte(buffers[Y], (plane + start) * s.out_size)
-                    z = view(tile if s.store else y, 0, w)
-                    center = buffers[MEAN][to * TILE]
-                    scale = buffers[RSTD][to * TILE]
-                    shift = buffers[BIAS][to * TILE]
-                    if c < s.channels:
-                        if straight:
-                            v = widened(s, source + (c - group) * p.channel + (start - pos) * s.item_size, w, wide)
-                        else:
-                            v = widened(s, address(at_byte(raw, ((c - group) * REACH + start - pos) * s.item_size)), w, wide)
-                        for q in range(w):
-                            z[q] = (v[q] - center) * scale + shift
+                    if c >= s.channels:
+                        fill(s, buffers[BIAS][to * REACH], y, tile, w)
+                    elif straight:
+                        here = source + (c - group) * p.channel + (start - pos) * s.item_size
+                        normalize(s, buffers, to * REACH, True, here, y, wide, tile, w)
                     else:
-                        for q in range(w):
-                            z[q] = shift
-                    if s.store:
-                        call_stage(s.store, y, tile, w)
+                        here = address(at_byte(raw, ((c - group) * REACH + start - pos) * s.item_size))
+                        normalize(s, buffers, to * REACH, True, here, y, wide, tile, w)
             pos += k
+            k = TILE
     if s.store:
         fence()
 
@@ -204,7 +254,7 @@ def pixels(step, buffers, lo, hi):
         end = min(s.total, (item - i * s.pieces) * s.grain) * s.padded
         p = picture(buffers, i)
         as_wanted = s.channels == s.padded and not s.swap and p.channel == s.item_size and p.column == s.channels * s.item_size
-        k = TILE - (address(at_byte(buffers[Y], (i * s.y_outer + pos) * s.out_size)) & (LINE - 1)) // s.out_size
+        k = to_line(s, buffers[Y], i * s.y_outer + pos)
         while pos < end:
             k = min(k, end - pos)
             row = pos // run
@@ -223,16 +273,7 @@ def pixels(step, buffers, lo, hi):
                     row += 1
                     j = 0
             y = at_byte(buffers[Y], (i * s.y_outer + pos) * s.out_size)
-            v = widened(s, source, k, wide)
-            z = view(tile if s.store else y, 0, k)
-            c = pos % s.padded
-            center = view(buffers[MEAN], c, k)
-            scale = view(buffers[RSTD], c, k)
-            shift = view(buffers[BIAS], c, k)
-            for q in range(k):
-                z[q] = (v[q] - center[q]) * scale[q] + shift[q]
-            if s.store:
-                call_stage(s.store, y, tile, k)
+            normalize(s, buffers, pos % s.padded, False, source, y, wide, tile, k)
             pos += k
             k = TILE
     if s.store:
@@ -361,7 +402,7 @@ def resize_rows(step, buffers, lo, hi):
                                 v[q] += share * others[q]
                     y = at_byte(buffers[Y], (at + start) * s.out_size)
                     z = view(tile if s.store else y, 0, w)
-                    coefficient = c * TILE if runs > 1 else start % s.padded
+                    coefficient = c * REACH if runs > 1 else start % s.padded
                     center = view(buffers[MEAN], coefficient, w)
                     scale = view(buffers[RSTD], coefficient, w)
                     shift = view(buffers[BIAS], coefficient, w)
