@@ -20,6 +20,12 @@ enum {
     LONG = 1024,       /* integers in a run that are worth adding up as columns */
     RING = 16384,      /* values: the reach of a window (before + after + TILE) or its channels times a strip must fit */
     LINE = 64,         /* bytes */
+    GROUP = 4,         /* channels of pictures that are picked together */
+    REACH = TILE + LINE, /* pixels of a raw tile: each plane takes those that end on a line of its own */
+    WEIGHT_BITS = 22,  /* of the fraction of a resize's weight of bytes, as Pillow has them */
+    WEIGHT_HALF = 1 << (WEIGHT_BITS - 1),
+    DOT_LANES = 8,     /* products that a resize adds up at once */
+    PIXELS = 16,       /* pixels of three bytes that `split` takes apart at once */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -102,6 +108,16 @@ INLINE int in_range(double squares)
     return squares >= TINY && squares < INFINITE;
 }
 
+/* Eight values that a resize weighs at once, in a register and in memory. */
+#define EIGHT(name, type)                                       \
+    typedef type name __attribute__((vector_size(8 * sizeof(type)))); \
+    struct __attribute__((packed, may_alias)) name {            \
+        name v;                                                 \
+    }
+EIGHT(eight_bytes, uint8_t);
+EIGHT(eight_integers, int32_t);
+EIGHT(eight_floats, float);
+
 typedef void any_function(void);
 
 struct entry {
@@ -122,14 +138,31 @@ struct entry {
 
 /* Each set: WIDTH bytes of a vector; TARGET of its functions (no flag of the command line: one file has them all, and no instruction
  * runs before its set is chosen); STREAM, a store past the caches to an address aligned to WIDTH; FENCE, after which other threads see
- * what was streamed before what is stored later; HAS_F16C, instructions that convert float16. */
+ * what was streamed before what is stored later; HAS_F16C, instructions that convert float16; HAS_SHUFFLE, one that shuffles bytes. */
 
 #if defined(__x86_64__)
 
 #define FENCE() _mm_sfence()
 
+/* Which byte of each of three vectors of pixels goes where in a plane: [backwards][channel][vector]; none where the high bit is set. */
+#define SPLIT_BYTE(q, c, v) ((3 * (q) + (c)) / 16 == (v) ? (3 * (q) + (c)) % 16 : 128)
+#define SPLIT_FORWARDS(c, v)                                                                                                           \
+    {SPLIT_BYTE(0, c, v),  SPLIT_BYTE(1, c, v),  SPLIT_BYTE(2, c, v),  SPLIT_BYTE(3, c, v),  SPLIT_BYTE(4, c, v),  SPLIT_BYTE(5, c, v), \
+     SPLIT_BYTE(6, c, v),  SPLIT_BYTE(7, c, v),  SPLIT_BYTE(8, c, v),  SPLIT_BYTE(9, c, v),  SPLIT_BYTE(10, c, v), SPLIT_BYTE(11, c, v), \
+     SPLIT_BYTE(12, c, v), SPLIT_BYTE(13, c, v), SPLIT_BYTE(14, c, v), SPLIT_BYTE(15, c, v)}
+#define SPLIT_BACKWARDS(c, v)                                                                                                             \
+    {SPLIT_BYTE(15, c, v), SPLIT_BYTE(14, c, v), SPLIT_BYTE(13, c, v), SPLIT_BYTE(12, c, v), SPLIT_BYTE(11, c, v), SPLIT_BYTE(10, c, v), \
+     SPLIT_BYTE(9, c, v),  SPLIT_BYTE(8, c, v),  SPLIT_BYTE(7, c, v),  SPLIT_BYTE(6, c, v),  SPLIT_BYTE(5, c, v),  SPLIT_BYTE(4, c, v),   \
+     SPLIT_BYTE(3, c, v),  SPLIT_BYTE(2, c, v),  SPLIT_BYTE(1, c, v),  SPLIT_BYTE(0, c, v)}
+#define SPLIT_CHANNEL(lanes, c) {lanes(c, 0), lanes(c, 1), lanes(c, 2)}
+static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
+    {SPLIT_CHANNEL(SPLIT_FORWARDS, 0), SPLIT_CHANNEL(SPLIT_FORWARDS, 1), SPLIT_CHANNEL(SPLIT_FORWARDS, 2)},
+    {SPLIT_CHANNEL(SPLIT_BACKWARDS, 0), SPLIT_CHANNEL(SPLIT_BACKWARDS, 1), SPLIT_CHANNEL(SPLIT_BACKWARDS, 2)},
+};
+
 #define SET sse2
 #define HAS_F16C 0
+#define HAS_SHUFFLE 0
 #define WIDTH 16
 #define TARGET
 #define STREAM(to, vector) _mm_stream_ps((float *)(to), (__m128)(vector))
@@ -144,9 +177,11 @@ struct entry {
 #undef TARGET
 #undef STREAM
 #undef HAS_F16C
+#undef HAS_SHUFFLE
 
 #define SET avx2
 #define HAS_F16C 1
+#define HAS_SHUFFLE 1
 #define WIDTH 32
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define STREAM(to, vector) _mm256_stream_ps((float *)(to), (__m256)(vector))
@@ -161,9 +196,11 @@ struct entry {
 #undef TARGET
 #undef STREAM
 #undef HAS_F16C
+#undef HAS_SHUFFLE
 
 #define SET avx512
 #define HAS_F16C 1
+#define HAS_SHUFFLE 1
 #define WIDTH 64
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,f16c")))
 #define STREAM(to, vector) _mm512_stream_ps((float *)(to), (__m512)(vector))
@@ -180,6 +217,7 @@ struct entry {
 
 #define SET plain
 #define HAS_F16C 0
+#define HAS_SHUFFLE 0
 #define WIDTH 16
 #define TARGET
 #if defined(__clang__)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_layout import columns, runs
 
-from cpunorm import plan, program, recipes
+from cpunorm import plan, program, recipes, warmup
 from cpunorm.jit import drivers, kernels, tile
 from cpunorm.layout import View
 from cpunorm.machine import Caches
@@ -152,7 +152,7 @@ def test_every_kernel_and_stage_has_c_code(native):
     for name in (*kernels.KERNELS, *kernels.STAGES):
         if name in ("fold_moments", "fold_sums"):
             assert native.address(name, "float64")
-        elif name.endswith("float16"):
+        elif name.endswith(warmup.FLOAT32_ONLY):
             assert native.address(name, "float32")
         else:
             assert native.address(name, "float32") != native.address(name, "float64")
@@ -166,6 +166,8 @@ def test_every_kernel_and_stage_is_in_some_plan():
         for dtype, activation, l3 in itertools.product(ITEMSIZES, ("relu", "relu6", "silu", "hardswish"), (1, 1 << 50)):
             for step in steps(make(view, Data(dtype, second, activation), Resources(2, Caches(1 << 20, l3)))):
                 used |= {step.kernel, *(step.fields.get(name) for name in ("load", "activation", "store"))}
+    for view in FORWARD["training"][0].values():
+        used |= {step.kernel for step in steps(recipes.counts(view, Data("uint8"), Resources(2, CACHES)))}
     assert used - {None} == set(kernels.KERNELS) | set(kernels.STAGES)
 
 

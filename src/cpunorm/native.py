@@ -137,6 +137,14 @@ def read_limit(source: np.ndarray[Any, Any], threads: int) -> float:
     return float(lib.cpunorm_read(address("load_sum", "float32"), ffi.from_buffer("float[]", source), _floats(source), driver(threads)[1]))
 
 
+def expand_limit(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any], threads: int) -> float:
+    """Read `source` and write all of `to` past the caches, as fast as this machine can. Both contiguous float32, of any two sizes."""
+    read, write = address("load_sum", "float32"), address("store_stream", "float32")
+    target = ffi.from_buffer("float[]", to, require_writable=True)
+    counts = _floats(to), _floats(source)
+    return float(lib.cpunorm_expand(read, write, target, counts[0], ffi.from_buffer("float[]", source), counts[1], driver(threads)[1]))
+
+
 def _floats(array: np.ndarray[Any, Any]) -> int:
     if array.dtype != np.float32 or not array.flags.c_contiguous:
         raise ValueError("the yardstick takes C-contiguous arrays of float32")

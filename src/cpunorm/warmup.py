@@ -14,7 +14,8 @@ from cpunorm import functional
 from cpunorm.plan import SERIAL_BYTES
 
 FLOAT64_ONLY = ("fold_moments", "fold_sums")  # tables
-FLOAT32_ONLY = ("counts_runs", "counts_columns", "float16", "bfloat16")  # of integers; what 16-bit data is computed in
+# Endings: what is computed in float32 whatever the data is, or not computed in floats.
+FLOAT32_ONLY = ("int8", "int16", "float16", "planes", "pixels", "resize_rows", "counts_runs", "counts_columns")
 
 
 def jobs() -> list[tuple[str, Callable[[], object]]]:

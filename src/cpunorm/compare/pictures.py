@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from cpunorm import loader
 
 Array = np.ndarray[Any, Any]
 
@@ -18,19 +19,17 @@ def load(folder: Path | None) -> list[Array]:
     if folder is None:
         from matplotlib.cbook import get_sample_data
 
-        return [_decode(get_sample_data("grace_hopper.jpg", asfileobj=False))]
+        return [loader.load(get_sample_data("grace_hopper.jpg", asfileobj=False))]
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of pictures")
-    suffixes = Image.registered_extensions()
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+    files = loader.find([folder])
     if not files:
         raise ValueError(f"there is no picture in {folder}")
-    return [_decode(file) for file in files[:MOST]]
+    return [_bytes(loader.load(file)) for file in files[:MOST]]
 
 
-def _decode(file: Any) -> Array:
-    with Image.open(file) as picture:
-        return np.asarray(picture.convert("RGB"))
+def _bytes(picture: Array) -> Array:
+    return picture if picture.dtype == np.uint8 else (picture >> 8).astype(np.uint8)
 
 
 def batch(pictures: list[Array], shape: tuple[int, ...]) -> Array:

@@ -10,6 +10,8 @@ defaults, no allocation. T in their comments is the computing dtype, float32 or 
 ``fold_...``                         tables to tables: pieces merged, statistics and sums to coefficients and results
 ``affine_runs/columns/rows``         y = act((x - m) s + t + (r - n) q)
 ``window[_gradient]_runs/columns``   local response norm
+``planes``, ``pixels``               pictures to y = (x - m) s + t, channels first or last
+``resize_rows``                      the same of resized pictures
 stages                               load, activation and store of a tile
 ===================================  =====================================================================================
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cpunorm.jit import affine, counts, folds, moments, stages, sums, windows
+from cpunorm.jit import affine, counts, folds, moments, pictures, stages, sums, windows
 from cpunorm.jit.lowlevel import has_f16c
 
 KERNELS: dict[str, Callable[..., None]] = {
@@ -48,6 +50,9 @@ KERNELS: dict[str, Callable[..., None]] = {
         windows.window_columns,
         windows.window_gradient_runs,
         windows.window_gradient_columns,
+        pictures.planes,
+        pictures.pixels,
+        pictures.resize_rows,
     )
 }
 F16C = has_f16c()
@@ -58,6 +63,8 @@ STAGES: dict[str, Callable[..., None]] = {
     stage.__name__: stage
     for stage in (
         stages.load_bfloat16,
+        stages.load_uint8,
+        stages.load_uint16,
         stages.relu,
         stages.relu6,
         stages.hardswish,
@@ -65,5 +72,7 @@ STAGES: dict[str, Callable[..., None]] = {
         stages.store_plain,
         stages.store_stream,
         stages.store_bfloat16,
+        stages.store_int8,
+        stages.store_uint8,
     )
 }
