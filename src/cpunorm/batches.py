@@ -27,7 +27,7 @@ class Result:
     """`rows` names the picture of each row; `unreadable` has a line for each file without one."""
 
     shape: tuple[int, ...] = ()
-    dtype: str = ""
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     rows: list[Path] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ def write(files: list[Path], target: Path, plan: Preprocessor, progress: Callabl
                     result.unreadable.append(str(row))
                     continue
                 if not result.rows:
-                    result.shape, result.dtype = row.shape[1:], row.dtype.str
+                    result.shape, result.dtype = row.shape[1:], row.dtype
                     _header(output, len(files), result)
                 if row.shape[1:] != result.shape:
                     raise ValueError(f"{file} becomes {row.shape[1:]}, those before it {result.shape}; give --size, or --crop too")
@@ -75,4 +75,4 @@ def write(files: list[Path], target: Path, plan: Preprocessor, progress: Callabl
 def _header(output: IO[bytes], rows: int, result: Result) -> None:
     """At the start. NumPy leaves room for any number of rows, so that the second one is as long as the first."""
     output.seek(0)
-    np.lib.format.write_array_header_1_0(output, {"descr": result.dtype, "fortran_order": False, "shape": (rows, *result.shape)})
+    np.lib.format.write_array_header_1_0(output, {"descr": result.dtype.str, "fortran_order": False, "shape": (rows, *result.shape)})

@@ -293,7 +293,7 @@ def _plan(arguments: argparse.Namespace) -> Preprocessor:
 
     size = None if arguments.size is None else _integers("--size", arguments.size, {"short": 1, "": 2})
     crop = None if arguments.crop is None else _integers("--crop", arguments.crop, {"center": 2, "": 4})
-    std = arguments.std
+    mean, std = _coefficients("mean", arguments.mean), arguments.std
     if std is None:
         if arguments.mean.upper() not in _named_constants():
             raise RefusedError("expected --std beside --mean of numbers")
@@ -306,7 +306,7 @@ def _plan(arguments: argparse.Namespace) -> Preprocessor:
         quant = (scale, int(zero[0]))
     try:
         return Preprocessor(
-            _coefficients("mean", arguments.mean),
+            mean,
             _coefficients("std", std),
             size=size,
             crop=crop,

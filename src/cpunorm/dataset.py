@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,7 @@ def count(folder: Path, files: list[Path], state_file: Path | None, result: Resu
     result.resumed = len(files) - len(todo)
     saved, pause = time.monotonic(), SAVE_SECONDS
     try:
-        with closing(loader.in_parallel(todo, _statistics, settings.default_threads())) as found:
+        with closing(loader.in_parallel(todo, _statistics, settings.default_threads())) as found, _interrupts_held() as interrupted:
             for file, one in zip(todo, found, strict=True):
                 progress(file.name)
                 if isinstance(one, loader.PictureError):
@@ -94,6 +96,8 @@ def count(folder: Path, files: list[Path], state_file: Path | None, result: Resu
                     dtype, stats = one
                     state.stats[dtype] += stats
                     state.files[file.relative_to(folder).as_posix()] = signatures[file]
+                if interrupted():
+                    raise KeyboardInterrupt
                 if state_file and time.monotonic() - saved > pause:
                     start = time.monotonic()
                     state.write(state_file)
@@ -102,6 +106,29 @@ def count(folder: Path, files: list[Path], state_file: Path | None, result: Resu
     finally:
         if state_file:
             state.write(state_file)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[Callable[[], bool]]:
+    """A function that tells whether Ctrl-C was pressed, instead of an exception anywhere: a picture is in the statistics and in the list
+    of files, or in neither. A second one is not held.
+    """
+    pressed = False
+    before = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread() and before is not None
+
+    def hold(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    if ours:
+        signal.signal(signal.SIGINT, hold)
+    try:
+        yield lambda: pressed
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _signature(file: Path) -> list[int]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Array = np.ndarray[Any, Any]
 Made = TypeVar("Made")
@@ -38,8 +39,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
 
     Links to folders are not followed.
     """
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in _formats()}
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -52,17 +52,25 @@ def find(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+@cache
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow has."""
+    Image.init()
+    return [kind for kind in FORMATS if kind in Image.OPEN]
+
+
 def load(file: Path | str) -> Array:
     """The pixels: uint8, or uint16 for 16-bit grey, of shape (height, width, 3). PictureError for whatever cannot be read.
 
     A picture of more pixels than Pillow's limit against decompression bombs (twice ``PIL.Image.MAX_IMAGE_PIXELS``: 179 million) cannot.
     """
     try:
-        with Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as picture:
+        with Image.open(file, formats=_formats()) as picture:
             return _pixels(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError as problem:
+        raise PictureError(f"{file}: no picture in a format that is read here") from problem
     except Exception as problem:  # what a decoder raises on damaged data is anything
-        reason = str(problem).replace(repr(str(file)), "it").replace(repr(file), "it") or type(problem).__name__
-        raise PictureError(f"{file}: {reason}") from problem
+        raise PictureError(f"{file}: {str(problem) or type(problem).__name__}") from problem
 
 
 def _pixels(picture: Image.Image) -> Array:
@@ -78,7 +86,7 @@ def _pixels(picture: Image.Image) -> Array:
     return np.asarray(picture.convert("RGB"))
 
 
-def in_parallel(files: Sequence[Path], work: Callable[[Path], Made], threads: int) -> Iterator[Made | PictureError]:
+def in_parallel(files: Sequence[Path], work: Callable[[Path], Made], threads: int) -> Generator[Made | PictureError, None, None]:
     """``work(file)`` of each, in their order, a few at a time on `threads` threads (Pillow lets go of Python while it decodes).
 
     A PictureError is given in the place of its result; any other is raised. Whoever stops iterating waits for what has begun, no more.
@@ -96,7 +104,7 @@ def in_parallel(files: Sequence[Path], work: Callable[[Path], Made], threads: in
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _result(future: Future[Made]) -> Made | PictureError:
+def _result(future: Future[Any]) -> Any:
     try:
         return future.result()
     except PictureError as problem:
