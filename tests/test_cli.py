@@ -109,8 +109,9 @@ def test_compare_names_the_extra(module, tmp_path):
     assert done.stdout == ""
 
 
-def test_warmup_names_the_extra():
-    done = cpunorm("warmup", without=["rich"])
+@pytest.mark.parametrize("command", [["warmup"], ["stats", "."], ["preprocess", ".", "-o", "batch.npy"]])
+def test_the_others_name_the_extra(command):
+    done = cpunorm(*command, without=["rich"])
     assert done.returncode == cli.REFUSED
     assert cli.EXTRA in one_line(done.stderr)
 
@@ -270,7 +271,7 @@ def test_no_command_is_refused(capsys):
     assert "COMMAND" in refused([], capsys)
 
 
-@pytest.mark.parametrize("command", [[], ["compare"], ["doctor"], ["warmup"]])
+@pytest.mark.parametrize("command", [[], ["compare"], ["preprocess"], ["stats"], ["doctor"], ["warmup"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "--help"])

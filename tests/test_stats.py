@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cpunorm as cn
-from cpunorm import integers, moments, reference
+from cpunorm import call, integers, moments, reference
 from cpunorm.layout import REDUCED, find_view
 from cpunorm.samples import dtype_of
 
@@ -59,6 +59,19 @@ def test_sums_are_exact(axes, dtype, compiled):
             wide = x.astype(np.uint64)
             np.testing.assert_array_equal(sums.total.astype(np.uint64), wide.sum(axes, keepdims=True))
             np.testing.assert_array_equal(sums.squares.astype(np.uint64), (wide * wide).sum(axes, keepdims=True))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_every_instruction_set(dtype, native):
+    x = whole((2, 3, 300, 301), dtype)
+    wide = x.astype(np.uint64)
+    for name in native.instruction_sets():
+        call._PREPARED.clear()  # programs keep the kernels they were linked with
+        with native.forced(name):
+            for axes in ((0, 2, 3), (0, 1, 2)):
+                sums = moments.of_integers(x, axes, "c", 2)
+                np.testing.assert_array_equal(sums.squares.astype(np.uint64), (wide * wide).sum(axes, keepdims=True))
+    call._PREPARED.clear()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
