@@ -18,7 +18,7 @@ def test_all_are_listed():
     assert {file.name for file in EXAMPLES.glob("*.py")} == set(CASES)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.peer) if "onnx" in name else name for name in CASES])
 def test_example(name, tmp_path):
     arguments, modules, expected = CASES[name]
     for module in modules:
