@@ -33,10 +33,10 @@ from cpunorm.settings import config, set_backend, set_num_threads
 __version__ = "0.1.0"
 
 __all__ = [
-    "CIFAR100_MEAN",
-    "CIFAR100_STD",
     "CIFAR10_MEAN",
     "CIFAR10_STD",
+    "CIFAR100_MEAN",
+    "CIFAR100_STD",
     "CLIP_MEAN",
     "CLIP_STD",
     "IMAGENET_MEAN",
@@ -73,10 +73,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from cpunorm.constants import (
-        CIFAR100_MEAN,
-        CIFAR100_STD,
         CIFAR10_MEAN,
         CIFAR10_STD,
+        CIFAR100_MEAN,
+        CIFAR100_STD,
         CLIP_MEAN,
         CLIP_STD,
         IMAGENET_MEAN,

@@ -235,7 +235,6 @@ def rounded(value, low, high):
     return U(bits_of(inside + ROUND) - bits_of(ROUND))
 
 
-
 def store_uint8(y, tile, count):
     """Rounded and clipped."""
     v = view(tile, 0, count)
