@@ -60,8 +60,8 @@ def opencv(x, size, layout):
 
     cv2.setNumThreads(THREADS)
     settings = cv2.dnn.Image2BlobParams()
-    settings.scalefactor = tuple(1 / (255 * STD)) + (1.0,)
-    settings.mean = tuple(255 * MEAN) + (0.0,)
+    settings.scalefactor = (*(1 / (255 * STD)), 1.0)
+    settings.mean = (*(255 * MEAN), 0.0)
     settings.ddepth = cv2.CV_32F
     settings.datalayout = cv2.DATA_LAYOUT_NCHW if layout == "NCHW" else cv2.DATA_LAYOUT_NHWC
     pictures = list(x)

@@ -137,7 +137,8 @@ struct entry {
 #define IS_FLOAT IS(T)
 
 /* Each set: WIDTH bytes of a vector; TARGET of its functions (no flag of the command line: one file has them all, and no instruction
- * runs before its set is chosen); STREAM, a store past the caches to an address aligned to WIDTH; FENCE, after which other threads see
+ * runs before its set is chosen); STREAM, a store past the caches to an address aligned to WIDTH; WIDEN, a vector of
+ * float from as many bytes; FENCE, after which other threads see
  * what was streamed before what is stored later; HAS_F16C, instructions that convert float16; HAS_SHUFFLE, one that shuffles bytes. */
 
 #if defined(__x86_64__)
@@ -160,12 +161,21 @@ static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
     {SPLIT_CHANNEL(SPLIT_BACKWARDS, 0), SPLIT_CHANNEL(SPLIT_BACKWARDS, 1), SPLIT_CHANNEL(SPLIT_BACKWARDS, 2)},
 };
 
+static inline __m128 widen_sse2(const uint8_t *bytes)
+{
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    __m128i wide = _mm_unpacklo_epi8(_mm_cvtsi32_si128(four), _mm_setzero_si128());
+    return _mm_cvtepi32_ps(_mm_unpacklo_epi16(wide, _mm_setzero_si128()));
+}
+
 #define SET sse2
 #define HAS_F16C 0
 #define HAS_SHUFFLE 0
 #define WIDTH 16
 #define TARGET
 #define STREAM(to, vector) _mm_stream_ps((float *)(to), (__m128)(vector))
+#define WIDEN(bytes) widen_sse2(bytes)
 #define T float
 #include "kernels.inc"
 #undef T
@@ -176,6 +186,7 @@ static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
 #undef WIDTH
 #undef TARGET
 #undef STREAM
+#undef WIDEN
 #undef HAS_F16C
 #undef HAS_SHUFFLE
 
@@ -185,6 +196,7 @@ static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
 #define WIDTH 32
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define STREAM(to, vector) _mm256_stream_ps((float *)(to), (__m256)(vector))
+#define WIDEN(bytes) _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(bytes))))
 #define T float
 #include "kernels.inc"
 #undef T
@@ -195,6 +207,7 @@ static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
 #undef WIDTH
 #undef TARGET
 #undef STREAM
+#undef WIDEN
 #undef HAS_F16C
 #undef HAS_SHUFFLE
 
@@ -204,6 +217,7 @@ static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
 #define WIDTH 64
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,f16c")))
 #define STREAM(to, vector) _mm512_stream_ps((float *)(to), (__m512)(vector))
+#define WIDEN(bytes) _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(bytes))))
 #define T float
 #include "kernels.inc"
 #undef T
@@ -220,6 +234,7 @@ static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
 #define HAS_SHUFFLE 0
 #define WIDTH 16
 #define TARGET
+#define WIDEN(bytes) ((NAME(vector)){(bytes)[0], (bytes)[1], (bytes)[2], (bytes)[3]})
 #if defined(__clang__)
 #define STREAM(to, vector) __builtin_nontemporal_store((vector), &(to)->v)
 #else

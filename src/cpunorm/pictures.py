@@ -16,6 +16,7 @@ from cpunorm.plan import GRAIN, TILE, Phase, Plan, Resources, Step, Value, phase
 
 Array = np.ndarray[Any, Any]
 
+SERIAL = 8  # as many bytes as elsewhere are too few for a second thread: one 224 x 224 picture takes 30 us on one, 40 to 100 on two
 PARTS_A_THREAD = 4  # shares of the rows of a resize that each thread gets; each starts with some that its neighbour has too
 LINE = 64  # bytes
 REACH = TILE + LINE  # values of a tile in the backends
@@ -26,7 +27,7 @@ AUTO = {"uint8": 1 / 255, "uint16": 1 / 65535, "float16": 1.0, "float32": 1.0}  
 
 @dataclass(frozen=True, eq=False)
 class Options:
-    """Checked arguments of `preprocess`. Equal is only what is the same: a part of the key of prepared calls, which has to be found fast."""
+    """Checked arguments of `preprocess`. Equal only to themselves: they are a part of the key of prepared calls, which is found fast."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -120,6 +121,7 @@ class Prepared:
         self._source_dtype = arrays[0].dtype.newbyteorder("=")
         self._backend = backends.choose(options.backend)
         self._empty = math.prod(self.shape) == 0
+        self._center, self._scale, self._shift = self._coefficients()
         self._copied = False
         if self._backend != "numpy" and not self._empty:
             self._prepare(np.empty(self.shape, self.dtype) if out is None else out)
@@ -169,7 +171,6 @@ class Prepared:
         make = self._resize if self._options.size else self._rearrange
         plan = make(resources, *(self._out_strides(np.empty(self.shape, self.dtype)) or ()) if strides is None else strides)
         self._run = dispatch.Runner(plan, self._backend, "float32")
-        self._center, self._scale, self._shift = self._coefficients()
         self._table = self._entries.view(np.int64).reshape(len(self._entries), len(program.PICTURE_INTEGERS))
 
     def _out_strides(self, out: Array) -> tuple[int, int] | None:
@@ -223,7 +224,7 @@ class Prepared:
         elif moved > resources.caches.l3 // 2:  # what reads it next finds little of it there, and the pictures are there no more
             fields["store"] = "store_stream"
         fields["bytes_to_floats"] = int(source.name == "uint8" and result.name == "float32")
-        return fields, threads_for(moved, resources)
+        return fields, threads_for(moved // SERIAL, resources) if self._options.size is None else threads_for(moved, resources)
 
     def _rearrange(self, resources: Resources, y_outer: int, y_middle: int) -> Plan:
         """`planes` or `pixels`: items of `GRAIN` values, so that one picture has work for all threads."""
@@ -253,7 +254,7 @@ class Prepared:
         count, (height, width) = len(self._sources), self._frames[0].crop[2:]
         whole = self._source_dtype.itemsize == 1
         table = np.zeros(count, program.PICTURE)
-        self._weights: dict[Any, tuple[Array, int, int, int]] = {}  # the table has their addresses
+        self._weights: dict[Any, tuple[Array, int, int, int, int]] = {}  # the table has their addresses
         ring = 0
         for entry, source, each, mirror in zip(table, self._sources, self._frames, self._mirror, strict=True):
             row, column, channel = source.strides
@@ -285,5 +286,5 @@ class Prepared:
             found = resize.triangle(before, after, start, count)
             first = int(found.first.min())
             rows, taps = resize.table(found, first, whole=whole)
-            self._weights[key] = (rows, taps, first, int(found.count.max()), int((found.first + found.count).max()) - first)
+            self._weights[key] = (rows, taps, first, int(found.counts.max()), int((found.first + found.counts).max()) - first)
         return self._weights[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 class Preprocessor:
     """`preprocess` prepared once: ``plan(images, out=buffer)``. Arguments and errors are those of `preprocess`.
 
-    A call whose pictures have shapes, strides and dtypes seen before allocates only its result, and with `out` nothing beyond a table of 80
+    A call whose arrays have shapes, strides and dtypes seen before allocates only its result, and with `out` nothing beyond a table of 80
     bytes a picture; where `size` is given, some rows for each thread besides. Objects pickle, and may be called from several threads.
 
     >>> import numpy as np
@@ -80,7 +80,7 @@ class Preprocessor:
         else:
             check.out_free(call, out, [("images", x) for x in arrays], ())
         prepared(arrays, out)
-        return out
+        return cast(Array, out)
 
     def __repr__(self) -> str:
         options = self._options
@@ -138,7 +138,7 @@ def preprocess(
     pad_channels : int or None
         Zeros (quantized, z) up to so many channels.
     out : array or None
-        To be written and returned: of the result's shape and dtype. It needs no copy where its planes (NCHW) or pictures (NHWC) have no gaps.
+        To be written and returned: of the result's shape and dtype. Gaps within a plane (NCHW) or a picture (NHWC) cost a copy.
     backend : {"numba", "c", "numpy"} or None
         None is the configured one.
     threads : int or None
@@ -147,9 +147,9 @@ def preprocess(
     Raises
     ------
     ValueError, TypeError
-        For pictures of another rank, dtype or number of channels than the rest asks for; unequal sizes without `size`, or left by it without
-        `crop`; a crop outside a picture; a `std` that is not positive; `quant` missing or unneeded; an `out` of another shape or dtype, read-only
-        or overlapping a picture. Nothing is written then.
+        For pictures of another rank, dtype or number of channels than the rest asks for; unequal sizes without `size`, or left by it
+        without `crop`; a crop outside a picture; a `std` that is not positive; `quant` missing or unneeded; an `out` of another shape or
+        dtype, read-only or overlapping a picture. Nothing is written then.
 
     >>> import numpy as np
     >>> x = np.full((2, 4, 4, 3), 255, np.uint8)
