@@ -18,7 +18,7 @@ from cpunorm import backends, machine, settings
 
 MEAN, STD = np.array(cn.IMAGENET_MEAN), np.array(cn.IMAGENET_STD)
 THREADS = settings.default_threads()
-SECONDS, PAUSE, LEAST = 6.0, 0.003, 5  # a case; between two runs; turns of each
+SECONDS, PAUSE, LEAST = 4.0, 0.003, 5  # a case; between two runs; turns of each
 CASES = {
     "32 x 224": ((32, 224, 224, 3), None),
     "64 x 640": ((64, 640, 640, 3), None),

@@ -108,16 +108,6 @@ INLINE int in_range(double squares)
     return squares >= TINY && squares < INFINITE;
 }
 
-/* Eight values that a resize weighs at once, in a register and in memory. */
-#define EIGHT(name, type)                                       \
-    typedef type name __attribute__((vector_size(8 * sizeof(type)))); \
-    struct __attribute__((packed, may_alias)) name {            \
-        name v;                                                 \
-    }
-EIGHT(eight_bytes, uint8_t);
-EIGHT(eight_integers, int32_t);
-EIGHT(eight_floats, float);
-
 typedef void any_function(void);
 
 struct entry {

@@ -40,18 +40,8 @@ def triangle(before: int, after: int, start: int = 0, count: int | None = None) 
     weights = np.maximum(1 - np.abs((x - center[:, None] + 0.5) * (1 / support)), 0)
     weights[x >= stop[:, None]] = 0
     weights /= weights.sum(axis=1, keepdims=True)
-    return _trimmed(first, weights)
-
-
-def _trimmed(first: Array, weights: Array) -> Weights:
-    """Without weights of 0 at either end: what has none in the result must not reach it, should it be NaN."""
-    there = weights > 0
-    skipped = there.argmax(axis=1)
-    last = weights.shape[1] - there[:, ::-1].argmax(axis=1)
-    count = last - skipped
-    place = skipped[:, None] + np.arange(int(count.max()))
-    kept = np.take_along_axis(weights, np.minimum(place, weights.shape[1] - 1), axis=1)
-    return Weights(first + skipped, count, np.where(place < last[:, None], kept, 0))
+    counts = weights.shape[1] - (weights > 0)[:, ::-1].argmax(axis=1)  # one at the end may be 0: it must not spread a NaN
+    return Weights(first, counts, weights[:, : counts.max()])
 
 
 def in_bits(weights: Array) -> Array:

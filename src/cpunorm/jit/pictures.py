@@ -315,16 +315,22 @@ def read_row(s, p, raw, line, source):
 @inline
 def resize_columns(s, p, line, out, apart, plane):
     """The columns of a row of planes, to out[channel * plane + column * apart], bytes again if they were."""
+    n = s.last  # fields are taken out of the loop: for all LLVM knows, the bytes that it writes might change them
+    whole = s.item_size == 1
+    mirror = p.mirror
+    row = (2 + p.across_taps) * 4
     for c in range(s.channels):
         values = offset(line, c * s.reach)
         bytes_ = offset(as_uint8(line), c * s.reach)
-        for x in range(s.last):
-            weights = to_pointer(p.across + x * (2 + p.across_taps) * 4, INTEGERS)
+        to = swapped(s, c) * plane
+        where = p.across
+        for x in range(n):
+            weights = to_pointer(where, INTEGERS)
+            where += row
             first = weights[0]
             count = weights[1]
-            column = s.last - 1 - x if p.mirror else x
-            at = swapped(s, c) * plane + column * apart
-            if s.item_size == 1:
+            at = to + (n - 1 - x if mirror else x) * apart
+            if whole:
                 vectors = (count + DOT_LANES - 1) // DOT_LANES
                 as_uint8(out)[at] = clipped(dot(offset(weights, 2), offset(bytes_, first), vectors) + HALF)
             else:
