@@ -171,9 +171,9 @@ WRITABLE = {name: make for name, make in ARRANGEMENTS.items() if not name.starts
 
 
 def python(code, timeout=120, **environment):
-    """What a fresh interpreter prints that runs `code`, warnings being errors there too."""
+    """What a fresh interpreter prints that runs `code` (or a file, given as a Path), warnings being errors there too."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", *(["-c", code] if isinstance(code, str) else [str(code)])],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
