@@ -35,7 +35,7 @@ _MODULES = {"numba": "cpunorm.jit.backend", "c": "cpunorm.native", "numpy": "cpu
 @cache
 def load(name: str) -> Any:
     """The module of a backend; ImportError with the repair if it cannot be loaded here."""
-    with forks.lock:
+    with forks.undisturbed():
         return importlib.import_module(_MODULES[name])
 
 

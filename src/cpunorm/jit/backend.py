@@ -37,7 +37,10 @@ _compiled: dict[tuple[str, str], _Kernel] = {}
 
 def address(kernel: str, dtype: str) -> int:
     """The address of a kernel or stage, compiled (or loaded from the cache) if need be."""
-    with forks.lock:
+    found = _compiled.get((kernel, dtype))
+    if found is not None:
+        return cast(int, found.address)
+    with forks.undisturbed():
         found = _compiled.get((kernel, dtype))
         if found is None:
             value = types.CPointer(_VALUES[dtype])
@@ -53,12 +56,11 @@ def address(kernel: str, dtype: str) -> int:
 
 
 def _driver(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
-    with forks.lock:
-        dispatcher: Any = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
-        dispatcher._cache = KernelCache(function.__name__)
-        dispatcher.compile(types.void(*[types.intp] * (2 + len(SLOTS))))
-        dispatcher.disable_compile()
-        return cast(Callable[..., None], dispatcher)
+    dispatcher: Any = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
+    dispatcher._cache = KernelCache(function.__name__)
+    dispatcher.compile(types.void(*[types.intp] * (2 + len(SLOTS))))
+    dispatcher.disable_compile()
+    return cast(Callable[..., None], dispatcher)
 
 
 @cache
@@ -76,6 +78,6 @@ def _parallel() -> Callable[..., None] | None:
 def driver(count: int) -> tuple[Callable[..., None], int]:
     """The function that runs a program on `count` threads, and the number of threads to pass to it."""
     count = min(count, threads.pool_size())
-    with forks.lock:
+    with forks.undisturbed():
         parallel = _parallel() if count > 1 and not forks.forked() else None
         return (_serial(), 1) if parallel is None else (parallel, count)
