@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import platform
@@ -130,7 +131,8 @@ def why_not_written(folder: Path) -> str | None:
         if reason := why_not_trusted(folder.stat()):
             return reason
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            file.write(bytes(1 << 17))
+            if file.write(bytes(1 << 17)) < 1 << 17:
+                return os.strerror(errno.ENOSPC)
     except OSError as problem:
         return problem.strerror or str(problem)
     return None
