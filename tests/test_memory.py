@@ -26,7 +26,7 @@ def small(count):
 
 def changing(first, last):  # a shape of its own each: what is prepared for them has to go again
     for width in range(first, last):
-        cn.batch_norm(x[:1, :, 0, :1].repeat(width % 50 + 1, axis=1)[..., None].repeat(width // 50 + 1, 2), None, None, training=True, backend=BACKEND)
+        cn.batch_norm(x.reshape(-1)[: 8 * width].reshape(8, width), None, None, training=True, backend=BACKEND)
 
 def refused(count):
     for _ in range(count):
@@ -48,7 +48,7 @@ print((after - before) // 1024, (resident() - after) // 1024)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the resident size in /proc")
 def test_calls_leave_nothing_behind(run, compiled):
-    """Kilobytes after 100,000 small calls, and after 2,000 shapes and as many refused calls: less than a byte a call, and than a plan each."""
+    """Kilobytes after 100,000 small calls, less than a byte a call; after 2,000 shapes and as many refused calls, less than a plan each."""
     calls, shapes = map(int, run(f"BACKEND = {compiled!r}\n" + GROWTH).split())
     assert calls < 100
     assert shapes < 2000
@@ -154,7 +154,7 @@ def test_mean_var_of_values_far_apart(space, compiled):
     x = np.random.default_rng(0).normal(size=(2, 300)).astype(np.float16)
     for axis in (None, 0, 1):
         for result, want in zip(cn.mean_var(far(space, x, 0), axis, backend=compiled), cn.mean_var(x, axis, backend="numpy"), strict=True):
-            assert_close(result, want, rtol=1e-6, atol=1e-9)
+            assert_close(result, want, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.large
