@@ -11,11 +11,12 @@ import cpunorm as cn
 
 GROWTH = """
 import gc
+from pathlib import Path
 from cpunorm import call
 
 def resident():
     gc.collect()
-    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 one = np.ones((1, 8, 4, 4), np.float32)
 running = np.zeros(8, np.float32), np.ones(8, np.float32)
@@ -56,6 +57,7 @@ def test_calls_leave_nothing_behind(run, compiled):
 
 NONE_LEFT = """
 import resource
+from pathlib import Path
 large = np.random.default_rng(1).normal(size=(8, 8, 1024, 256)).astype(np.float32)  # 64 MB
 swapped = large.astype(">f4")  # which needs a copy
 running = np.zeros(8, np.float32), np.ones(8, np.float32)
@@ -67,7 +69,7 @@ def call(**options):
 plain = call(out=out).copy()
 assert right(compute(BACKEND))
 running[0][:], running[1][:] = 0, 1
-size = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 limits = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (size + (32 << 20), limits[1]))
 jobs = [

@@ -76,7 +76,7 @@ print("done", hits)
 
 def test_interrupts(run, compiled, tmp_path):
     """Ctrl-C: the next call is right, and locks are free."""
-    delays = [0.08 * i for i in range(1, 12)] if compiled == "numba" else [0.002 * i for i in range(1, 10)]
+    delays = [0.1, 0.3, 0.5, 0.7, 0.9, 1.2] if compiled == "numba" else [0.002 * i for i in range(1, 10)]
     code = f"BACKEND = {compiled!r}\nDELAYS = {delays}\n" + INTERRUPTED
     assert run(code, NUMBA_CACHE_DIR=str(tmp_path)).startswith("done")
 
@@ -177,6 +177,8 @@ def write(name, text):
 )
 def test_limits(start, again, environment, run, present_backends, tmp_path):
     """No second thread is started below the limit, whatever sets it; a default that has changed is found anew when asked."""
+    if start and start != ONE_CPU:
+        present_backends = present_backends[-1:]  # the limit is read once for all of them
     code = f"BACKENDS, FOLDER = {present_backends}, {str(tmp_path)!r}\n" + LIMITS.replace("START", start).replace("AGAIN", again)
     seen = json.loads(run(code, **environment))
     assert seen[: len(present_backends)] == [1] * len(present_backends)
