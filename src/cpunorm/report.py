@@ -100,7 +100,7 @@ def _content(folder: Path) -> str:
         said += f" ({found.damaged} of them damaged or refused: compiled anew when needed)"
     mine = cache.machine_name().rpartition("-")[0]
     for cpu, count in sorted(found.other.items()):
-        said += f", {count} of other versions" if cpu == mine else f", {count} for another CPU ({cpu}, this is {mine})"
+        said += f", {count} for other versions or instruction sets" if cpu == mine else f", {count} for another CPU ({cpu}, this is {mine})"
     return said
 
 
