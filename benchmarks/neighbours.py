@@ -1,7 +1,8 @@
 """What others in the process or on the machine cost us, and we them: ``python benchmarks/neighbours.py`` (a minute; PyTorch if installed).
 
-1. Taking turns in one process: our call and PyTorch's, one after another, against each by itself. Two pools that spin after their work
-   would slow the other; neither should lose more than 10%.
+1. Taking turns in one process: our call and PyTorch's, one after another, against each by itself. Pools that spin after their work slow
+   the other: the aim is 10%. The C backend shares PyTorch's libgomp and meets it (small: 0.95); Numba's threads are TBB's, beside which
+   libgomp's spin for a while (1.3). The large arrays also push each other out of the cache.
 2. Beside a busy core: another process spins on one CPU. What it costs us should be no more than what it costs PyTorch.
 
 Medians of calls that write into an array that is there, of a size out of cache (large) and in it (small). With two CPUs and one of them
