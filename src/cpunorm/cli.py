@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cpunorm import backends, check, report, settings
+from cpunorm import backends, check, machine, report, settings
 from cpunorm.layout import parse_layout
 
 if TYPE_CHECKING:
@@ -197,9 +197,12 @@ def _warmup(_: argparse.Namespace) -> int:
         warmup.warmup(advance)
     seconds = time.perf_counter() - start
     print(f"{seconds:.1f} s: {cache.misses} kernels and drivers compiled, {cache.hits} read from the cache")
-    for problem in cache.problems:
+    problems = list(cache.problems)
+    if machine.cache_folder() is None:
+        problems += [f"nothing is kept; {line}" for line in report.cache_lines()]
+    for problem in problems:
         print(f"cache: {problem}", file=sys.stderr)
-    return INCOMPLETE if cache.problems else DONE
+    return INCOMPLETE if problems else DONE
 
 
 @contextmanager
