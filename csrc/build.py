@@ -6,7 +6,7 @@ from cffi import FFI
 
 FOLDER = "csrc"  # relative to the project, as setuptools wants its sources
 HEADERS = ("program.h", "native.h")
-INCLUDED = [f"{name}.inc" for name in ("kernels", "tile", "moments", "sums", "counts", "folds", "affine", "windows", "stages")]
+INCLUDED = [f"{name}.inc" for name in ("kernels", "tile", "moments", "sums", "counts", "folds", "affine", "windows", "pictures", "stages")]
 
 # No -march: kernels.c compiles for several instruction sets and chooses when it runs. No -ffast-math: NaN and infinity keep their
 # meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd). Unrolled loops spend fewer instructions on
