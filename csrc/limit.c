@@ -28,21 +28,22 @@ void cpunorm_copy(intptr_t stage_address, float *to, const float *from, int64_t 
     }
 }
 
-/* Read from[:], by load_sum, and write to[:], by store_stream, of other sizes: what preprocessing cannot but do. A tile of either at a time,
- * as a kernel would. Returns the sum. */
+/* Read from[:], by load_sum, and write to[:], by store_plain or store_stream, of other sizes: what preprocessing cannot but do. A tile of
+ * either at a time, as a kernel would. Returns the sum. */
 float cpunorm_expand(intptr_t read_address, intptr_t write_address, float *to, int64_t to_count, const float *from, int64_t from_count,
                      int threads)
 {
+    static const float zeros[TILE];
     stage *sum = (stage *)read_address, *write = (stage *)write_address;
     const int64_t tiles = (to_count + TILE - 1) / TILE;
     float total = 0;
     #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(+ : total)
     for (int64_t i = 0; i < tiles; i++) {
-        float tile[TILE] = {0}, part;
+        float part;
         int64_t lo = from_count * i / tiles, hi = from_count * (i + 1) / tiles;
         int64_t end = (i + 1) * TILE < to_count ? (i + 1) * TILE : to_count;
         sum(&part, from + lo, hi - lo);
-        write(to + i * TILE, tile, end - i * TILE);
+        write(to + i * TILE, zeros, end - i * TILE);
         total += part;
     }
     return total;

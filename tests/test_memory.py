@@ -39,7 +39,7 @@ def refused(count):
 call._PREPARED_LIMIT = 100
 small(20_000), changing(2500, 3000), refused(500)  # the largest arrays first
 before = resident()
-small(100_000)
+small(50_000)
 after = resident()
 changing(500, 2500), refused(2000)
 assert len(call._PREPARED) <= 100
@@ -49,7 +49,7 @@ print((after - before) // 1024, (resident() - after) // 1024)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the resident size in /proc")
 def test_calls_leave_nothing_behind(run, compiled):
-    """Kilobytes after 100,000 small calls, less than a byte a call; after 2,000 shapes and as many refused calls, less than a plan each."""
+    """Kilobytes after 50,000 small calls, two bytes a call; after 2,000 shapes and as many refused calls, less than a plan each."""
     calls, shapes = map(int, run(f"BACKEND = {compiled!r}\n" + GROWTH).split())
     assert calls < 100
     assert shapes < 200

@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/statistics.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/preprocessing.md", "docs/statistics.md"])
 def test_the_example_runs(page):
     _, *blocks = (ROOT / page).read_text().split("```python\n")
     assert blocks

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +33,7 @@ READ = (
     "the first picture counts. 16-bit grey keeps its 16 bits (65535 is white). What cannot be read is named and left out, and the exit "
     "code is 1."
 )
-DEFAULT = ("batch_norm inference", "batch_norm training")  # operations to compare
+DEFAULT = ("batch_norm inference", "batch_norm training", "preprocess")  # operations to compare
 
 
 class RefusedError(Exception):
@@ -67,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help=text, description=f"{text[0].upper()}{text[1:]}. Every result is checked first.")
     compare.set_defaults(run=_compare)
     compare.add_argument("--quick", action="store_true", help="three shapes, 1 and all threads, few rounds: under half a minute")
-    compare.add_argument("--op", metavar="NAME", help="operations whose name contains NAME (default: batch_norm, inference and training)")
+    compare.add_argument(
+        "--op",
+        metavar="NAME",
+        help="operations whose name contains NAME (default: batch_norm, inference and training, and of pictures preprocess)",
+    )
     compare.add_argument(
         "--shape", metavar="N,C,H,W|NAME", action="append", help="this shape, or named ones that contain NAME; may be repeated"
     )
@@ -409,7 +413,6 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _request(arguments: argparse.Namespace) -> tuple[Request, list[str]]:
     """What to measure, and what of it cannot be."""
-    from cpunorm import ops
     from cpunorm.compare import measure, pictures
 
     problems = []
@@ -432,8 +435,8 @@ def _request(arguments: argparse.Namespace) -> tuple[Request, list[str]]:
         photographs = pictures.load(arguments.pictures)
     except (ValueError, OSError) as problem:
         raise RefusedError(str(problem)) from problem
-    return measure.Request(
-        operations=DEFAULT if arguments.op is None else _named(arguments.op, ops.OPERATIONS, "--op"),
+    request = measure.Request(
+        operations=DEFAULT if arguments.op is None else _named(arguments.op, measure.operations(), "--op"),
         shapes=_shapes(arguments.shape, arguments.quick),
         layouts=arguments.layouts,
         backends=tuple(backend for backend in wanted if backend not in missing),
@@ -442,10 +445,13 @@ def _request(arguments: argparse.Namespace) -> tuple[Request, list[str]]:
         pictures=photographs,
         has_limit=not limit_problem,
         **(measure.QUICK if arguments.quick else measure.FULL),
-    ), problems
+    )
+    if not measure.cases(request):
+        raise RefusedError("preprocess is compared on shapes of 3 channels, in layouts NCHW and NHWC, in float32")
+    return request, problems
 
 
-def _named(text: str, known: dict[str, Any], option: str) -> tuple[str, ...]:
+def _named(text: str, known: Iterable[str], option: str) -> tuple[str, ...]:
     """The known names that contain `text`."""
     found = tuple(name for name in known if text.lower() in name.lower())
     if not found:

@@ -5,7 +5,7 @@
 ``INCEPTION``        0.5 each: values between -1 and 1 (Inception, MobileNet and ViT of TensorFlow's origin, SigLIP)
 ``CLIP``             OpenAI's CLIP and its open successors
 ``CIFAR10``          over all values of the training pictures. (0.2023, 0.1994, 0.2010), often seen, is the mean of the pictures' own
-``CIFAR100``         the same
+``CIFAR100``         the same: 0.26733, 0.25644, 0.27615 with more digits
 ``MNIST``            one channel
 ===================  ====================================================================================================
 """

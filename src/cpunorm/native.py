@@ -131,9 +131,9 @@ def read_limit(source: np.ndarray[Any, Any], threads: int) -> float:
     return float(lib.cpunorm_read(address("load_sum", "float32"), ffi.from_buffer("float[]", source), _floats(source), driver(threads)[1]))
 
 
-def expand_limit(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any], threads: int) -> float:
-    """Read `source` and write all of `to` past the caches, as fast as this machine can. Both contiguous float32, of any two sizes."""
-    read, write = address("load_sum", "float32"), address("store_stream", "float32")
+def expand_limit(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any], threads: int, *, stream: bool) -> float:
+    """Read `source` and write all of `to`, through the caches or past them, as fast as this machine can. Contiguous float32, of any sizes."""
+    read, write = address("load_sum", "float32"), address("store_stream" if stream else "store_plain", "float32")
     target = ffi.from_buffer("float[]", to, require_writable=True)
     counts = _floats(to), _floats(source)
     return float(lib.cpunorm_expand(read, write, target, counts[0], ffi.from_buffer("float[]", source), counts[1], driver(threads)[1]))

@@ -32,16 +32,22 @@ def _bytes(picture: Array) -> Array:
     return picture if picture.dtype == np.uint8 else (picture >> 8).astype(np.uint8)
 
 
-def batch(pictures: list[Array], shape: tuple[int, ...]) -> Array:
-    """Channels first, float32, values from 0 to 1. Pictures are cut or tiled to size, each from another corner: no two are the same."""
-    count, _, height, width = shape
-    made = np.empty(shape, np.float32)
+def raw(pictures: list[Array], shape: tuple[int, ...]) -> Array:
+    """Channels last, uint8; `shape` is channels first. Pictures are cut or tiled to size, each from another corner: no two are the same."""
+    count, channels, height, width = shape
+    made = np.empty((count, height, width, channels), np.uint8)
     for index in range(count):
         picture = pictures[index % len(pictures)]
         rows, columns = (
             (np.arange(size) + index * step) % available
             for size, step, available in ((height, 37, picture.shape[0]), (width, 53, picture.shape[1]))
         )
-        made[index] = picture[np.ix_(rows, columns)].transpose(2, 0, 1)
+        made[index] = picture[np.ix_(rows, columns)]
+    return made
+
+
+def batch(pictures: list[Array], shape: tuple[int, ...]) -> Array:
+    """The same channels first, float32, values from 0 to 1."""
+    made = np.ascontiguousarray(raw(pictures, shape).transpose(0, 3, 1, 2), np.float32)
     made /= 255
     return made

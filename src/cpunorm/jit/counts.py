@@ -26,6 +26,7 @@ def add_rows(x, start, stride, rows, full, half, lanes, sums, squares):
     """Columns of `rows` rows, `stride` values apart.
 
     `lanes` points to room of twice the width of a value: 3 * STRIP; after `full` rows they are full. `half` has the bits of a value.
+    (The callers say both: a function passed as an argument would be an address, and the kernel not kept on disk.)
     """
     n = sums.size
     total = view(lanes, 0, n)
@@ -55,19 +56,7 @@ def add_rows(x, start, stride, rows, full, half, lanes, sums, squares):
 
 
 @inline
-def add_byte_rows(x, start, stride, rows, lanes, sums, squares):
-    """Of uint8."""
-    add_rows(x, start, stride, rows, 256, 8, as_uint16(lanes), sums, squares)
-
-
-@inline
-def add_short_rows(x, start, stride, rows, lanes, sums, squares):
-    """Of uint16."""
-    add_rows(x, start, stride, rows, 65536, 16, lanes, sums, squares)
-
-
-@inline
-def run_sums(add, x, start, n, lanes, sums, squares):
+def run_sums(x, start, n, full, half, lanes, sums, squares):
     """Of `n` values in a row: as rows of PART columns, and the rest one by one."""
     total = wide(0)
     square = wide(0)
@@ -77,7 +66,7 @@ def run_sums(add, x, start, n, lanes, sums, squares):
         for q in range(PART):
             sums[q] = 0
             squares[q] = 0
-        add(x, start, PART, n // PART, lanes, sums, squares)
+        add_rows(x, start, PART, n // PART, full, half, lanes, sums, squares)
         for q in range(PART):
             total += sums[q]
             square += squares[q]
@@ -113,9 +102,9 @@ def counts_runs(step, buffers, lo, hi):
             k = min(n - j, left)
             at = base + run * s.x_repeat + j
             if s.item_size == 1:
-                part, part_squares = run_sums(add_byte_rows, as_uint8(buffers[X]), at, k, lanes, sums, more)
+                part, part_squares = run_sums(as_uint8(buffers[X]), at, k, 256, 8, as_uint16(lanes), sums, more)
             else:
-                part, part_squares = run_sums(add_short_rows, as_uint16(buffers[X]), at, k, lanes, sums, more)
+                part, part_squares = run_sums(as_uint16(buffers[X]), at, k, 65536, 16, lanes, sums, more)
             total += part
             squares += part_squares
             left -= k
@@ -151,10 +140,10 @@ def counts_columns(step, buffers, lo, hi):
             last = at + rows * s.x_middle
             if s.item_size == 1:
                 x = as_uint8(buffers[X])
-                add_byte_rows(x, at, s.x_middle, rows, lanes, total, squares)
-                add_byte_rows(x, last, s.x_middle, 1, lanes, total[:rest], squares[:rest])
+                add_rows(x, at, s.x_middle, rows, 256, 8, as_uint16(lanes), total, squares)
+                add_rows(x, last, s.x_middle, 1, 256, 8, as_uint16(lanes), total[:rest], squares[:rest])
             else:
                 y = as_uint16(buffers[X])
-                add_short_rows(y, at, s.x_middle, rows, lanes, total, squares)
-                add_short_rows(y, last, s.x_middle, 1, lanes, total[:rest], squares[:rest])
+                add_rows(y, at, s.x_middle, rows, 65536, 16, lanes, total, squares)
+                add_rows(y, last, s.x_middle, 1, 65536, 16, lanes, total[:rest], squares[:rest])
             column += w
