@@ -2,7 +2,7 @@
 
 Results are checked against the float64 formula first. Then everybody takes turns, in random order, with a pause between them; printed are
 the fastest run, GB/s of the bytes that have to move (pictures read, result written), and the share of the limit: the same bytes read and
-written, by ordinary or streaming stores, in the same rounds. PyTorch "at its best" writes into buffers it has, by the fastest of three ways.
+written, by ordinary or streaming stores, in the same rounds. PyTorch writes into buffers it has, in three ways.
 """
 
 from __future__ import annotations

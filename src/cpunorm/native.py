@@ -132,7 +132,7 @@ def read_limit(source: np.ndarray[Any, Any], threads: int) -> float:
 
 
 def expand_limit(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any], threads: int, *, stream: bool) -> float:
-    """Read `source` and write all of `to`, through the caches or past them, as fast as this machine can. Contiguous float32, of any sizes."""
+    """Read `source` and write all of `to`, through the caches or past them, as fast as this machine can. Contiguous float32."""
     read, write = address("load_sum", "float32"), address("store_stream" if stream else "store_plain", "float32")
     target = ffi.from_buffer("float[]", to, require_writable=True)
     counts = _floats(to), _floats(source)
