@@ -37,7 +37,7 @@ def refused(count):
             pass
 
 call._PREPARED_LIMIT = 100
-small(20_000), changing(2500, 3000), refused(500)  # the largest arrays first
+small(5000), changing(2500, 3000), refused(500)  # the largest arrays first
 before = resident()
 small(50_000)
 after = resident()
@@ -96,6 +96,7 @@ print("done")
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the size in /proc")
+@pytest.mark.parametrize("compiled", ["c", pytest.param("numba", marks=pytest.mark.slow)], indirect=True)  # what allocates is Python
 def test_out_of_memory(run, compiled):
     assert run(f"BACKEND = {compiled!r}\n" + NONE_LEFT) == "done"
 
