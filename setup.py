@@ -1,6 +1,7 @@
 """Adds the optional C extension to what pyproject.toml says."""
 
 import sys
+import sysconfig
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -33,4 +34,10 @@ class BuildNative(build_ext):
             raise  # setuptools passes over it: the extension is optional
 
 
-setup(cffi_modules=["csrc/build.py:ffi"], cmdclass={"build_ext": BuildNative})
+# One wheel for all Pythons from 3.11 on: cffi's extensions keep to the limited API. (Free-threaded ones have none.)
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+setup(
+    cffi_modules=["csrc/build.py:ffi"],
+    cmdclass={"build_ext": BuildNative},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
+)

@@ -6,7 +6,10 @@ from cffi import FFI
 
 FOLDER = "csrc"  # relative to the project, as setuptools wants its sources
 HEADERS = ("program.h", "native.h")
-INCLUDED = [f"{name}.inc" for name in ("types", "kernels", "tile", "folds", "windows", "stages", "elements", "moments", "sums", "affine")]
+INCLUDED = [
+    f"{name}.inc"
+    for name in ("types", "kernels", "tile", "counts", "folds", "windows", "pictures", "stages", "elements", "moments", "sums", "affine")
+]
 
 # No -march: kernels.c compiles for several instruction sets and chooses when it runs. No -ffast-math: NaN and infinity keep their
 # meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd).

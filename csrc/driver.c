@@ -6,10 +6,28 @@
 typedef void kernel(const step *, void *const *buffers, int64_t lo, int64_t hi);
 
 #ifdef _OPENMP
+#include <omp.h>
 const int cpunorm_has_openmp = 1;
 #else
 const int cpunorm_has_openmp = 0;
+static int omp_get_num_procs(void) { return 1; }
+static int omp_get_max_threads(void) { return 1; }
 #endif
+
+int cpunorm_usual_threads = 1;
+
+int cpunorm_processors(void)
+{
+    return omp_get_num_procs();
+}
+
+/* A limit that somebody has set in this Python thread since OpenMP started (omp_set_num_threads: threadpoolctl does it) counts.
+ * What OpenMP started with does not: there, settings.py has decided. */
+static int limited(int threads)
+{
+    int most = omp_get_max_threads();
+    return most < cpunorm_usual_threads && most < threads ? most : threads;
+}
 
 /* Where an ndarray keeps the address of its data: right after the object header, whose size Python sets here
  * (object.__basicsize__: it is larger in a free-threaded or a tracing interpreter). PyArray_DATA reads this field in every compiled
@@ -62,6 +80,7 @@ void cpunorm_run(intptr_t program_address, int threads, intptr_t x, intptr_t sec
         [SCRATCH] = data_of(scratch),
     };
     const program *head = (const program *)program_address;
+    threads = limited(threads);
     const step *steps = head->steps;
     for (const phase *p = head->phases; p < head->phases + head->phase_count; p++) {
         int64_t blocks = (p->items + p->block - 1) / p->block;

@@ -17,10 +17,17 @@ enum {
     TILE = 256,        /* values between load and store of the affine: streaming wants them fine (benchmarks/tile.py) */
     STRIP = 512,       /* columns that a reduction of columns accumulates at once, on the stack */
     ROWS = 32,         /* rows summed in T before they go to double */
+    LONG = 1024,       /* integers in a run that are worth adding up as columns */
     RING = 16384,      /* values: the reach of a window (before + after + TILE) or its channels times a strip must fit */
     LINE = 64,         /* bytes */
     DTYPES = 4,        /* float, double, half, brain: as cpunorm_kernel numbers them */
     GROUP = 4,         /* vectors on their way at once, loaded before any is stored: 63 GB/s streamed, one by one 57 */
+    PICKED = 4,        /* channels of pictures that are picked together */
+    REACH = TILE + LINE, /* pixels of a raw tile: each plane takes those that end on a line of its own */
+    WEIGHT_BITS = 22,  /* of the fraction of a resize's weight of bytes, as Pillow has them */
+    WEIGHT_HALF = 1 << (WEIGHT_BITS - 1),
+    DOT_LANES = 8,     /* products that a resize adds up at once */
+    PIXELS = 16,       /* pixels of three bytes that `split` takes apart at once */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -88,6 +95,12 @@ INLINE char *at(const operand array, int64_t outer, int64_t middle, int64_t last
     return array.data + (outer * array.outer + middle * array.middle + last * array.item);
 }
 
+/* How many values the tile at y has, so that it ends on a cache line; all others then start on one. */
+INLINE int64_t to_line(const void *y, int64_t item)
+{
+    return TILE - (int64_t)((uintptr_t)y % LINE) / item;
+}
+
 /* Whether no sum of squares in float was lost: to infinity or NaN, or below the normal numbers, where a square loses up to 2^-150. Of 4096
  * squares that is no more than 1e-7 of TINY. */
 #define TINY 1e-34
@@ -127,20 +140,47 @@ struct entry {
 #define IS_E_BRAIN (IS(E) == 3)
 
 /* Each set: WIDTH bytes of a vector; TARGET of its functions (no flag of the command line: one file has them all, and no instruction
- * runs before its set is chosen); STREAM, a store past the caches to an address aligned to WIDTH; FENCE, after which other threads see
- * what was streamed before what is stored later; HAS_F16C, instructions that convert float16. */
+ * runs before its set is chosen); STREAM, a store past the caches to an address aligned to WIDTH; WIDEN, a vector of
+ * float from as many bytes; FENCE, after which other threads see
+ * what was streamed before what is stored later; HAS_F16C, instructions that convert float16; HAS_SHUFFLE, one that shuffles bytes. */
 
 #if defined(__x86_64__)
 
 #define FENCE() _mm_sfence()
 
+/* Which byte of each of three vectors of pixels goes where in a plane: [backwards][channel][vector]; none where the high bit is set. */
+#define SPLIT_BYTE(q, c, v) ((3 * (q) + (c)) / 16 == (v) ? (3 * (q) + (c)) % 16 : 128)
+#define SPLIT_FORWARDS(c, v)                                                                                                           \
+    {SPLIT_BYTE(0, c, v),  SPLIT_BYTE(1, c, v),  SPLIT_BYTE(2, c, v),  SPLIT_BYTE(3, c, v),  SPLIT_BYTE(4, c, v),  SPLIT_BYTE(5, c, v), \
+     SPLIT_BYTE(6, c, v),  SPLIT_BYTE(7, c, v),  SPLIT_BYTE(8, c, v),  SPLIT_BYTE(9, c, v),  SPLIT_BYTE(10, c, v), SPLIT_BYTE(11, c, v), \
+     SPLIT_BYTE(12, c, v), SPLIT_BYTE(13, c, v), SPLIT_BYTE(14, c, v), SPLIT_BYTE(15, c, v)}
+#define SPLIT_BACKWARDS(c, v)                                                                                                             \
+    {SPLIT_BYTE(15, c, v), SPLIT_BYTE(14, c, v), SPLIT_BYTE(13, c, v), SPLIT_BYTE(12, c, v), SPLIT_BYTE(11, c, v), SPLIT_BYTE(10, c, v), \
+     SPLIT_BYTE(9, c, v),  SPLIT_BYTE(8, c, v),  SPLIT_BYTE(7, c, v),  SPLIT_BYTE(6, c, v),  SPLIT_BYTE(5, c, v),  SPLIT_BYTE(4, c, v),   \
+     SPLIT_BYTE(3, c, v),  SPLIT_BYTE(2, c, v),  SPLIT_BYTE(1, c, v),  SPLIT_BYTE(0, c, v)}
+#define SPLIT_CHANNEL(lanes, c) {lanes(c, 0), lanes(c, 1), lanes(c, 2)}
+static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
+    {SPLIT_CHANNEL(SPLIT_FORWARDS, 0), SPLIT_CHANNEL(SPLIT_FORWARDS, 1), SPLIT_CHANNEL(SPLIT_FORWARDS, 2)},
+    {SPLIT_CHANNEL(SPLIT_BACKWARDS, 0), SPLIT_CHANNEL(SPLIT_BACKWARDS, 1), SPLIT_CHANNEL(SPLIT_BACKWARDS, 2)},
+};
+
+static inline __m128 widen_sse2(const uint8_t *bytes)
+{
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    __m128i wide = _mm_unpacklo_epi8(_mm_cvtsi32_si128(four), _mm_setzero_si128());
+    return _mm_cvtepi32_ps(_mm_unpacklo_epi16(wide, _mm_setzero_si128()));
+}
+
 #define SET sse2
 #define HAS_F16C 0
+#define HAS_SHUFFLE 0
 #define WIDTH 16
 #define VECTOR_OF(operation) _mm_##operation
 #define TARGET
 #define STREAM(to, vector) _mm_stream_ps((float *)(to), (__m128)(vector))
 #define STREAM_SHORTS(to, shorts) _mm_stream_si64((long long *)(to), (long long)(shorts))
+#define WIDEN(bytes) widen_sse2(bytes)
 #include "types.inc"
 #undef SET
 #undef WIDTH
@@ -149,16 +189,20 @@ struct entry {
 #undef TARGET
 #undef STREAM
 #undef STREAM_SHORTS
+#undef WIDEN
 #undef HAS_F16C
+#undef HAS_SHUFFLE
 
 #define SET avx2
 #define HAS_F16C 1
+#define HAS_SHUFFLE 1
 #define WIDTH 32
 #define VECTOR_OF(operation) _mm256_##operation
 #define MASKED_LOAD(type) _mm256_maskload_##type
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define STREAM(to, vector) _mm256_stream_ps((float *)(to), (__m256)(vector))
 #define STREAM_SHORTS(to, shorts) _mm_stream_si128((__m128i *)(to), (__m128i)(shorts))
+#define WIDEN(bytes) _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(bytes))))
 #include "types.inc"
 #undef SET
 #undef WIDTH
@@ -167,15 +211,19 @@ struct entry {
 #undef TARGET
 #undef STREAM
 #undef STREAM_SHORTS
+#undef WIDEN
 #undef HAS_F16C
+#undef HAS_SHUFFLE
 
 #define SET avx512
 #define HAS_F16C 1
+#define HAS_SHUFFLE 1
 #define WIDTH 64
 #define VECTOR_OF(operation) _mm512_##operation
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,f16c")))
 #define STREAM(to, vector) _mm512_stream_ps((float *)(to), (__m512)(vector))
 #define STREAM_SHORTS(to, shorts) _mm256_stream_si256((__m256i *)(to), (__m256i)(shorts))
+#define WIDEN(bytes) _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(bytes))))
 #include "types.inc"
 
 #else
@@ -184,9 +232,11 @@ struct entry {
 
 #define SET plain
 #define HAS_F16C 0
+#define HAS_SHUFFLE 0
 #define WIDTH 16
 #define VECTOR_OF(operation) _mm_##operation
 #define TARGET
+#define WIDEN(bytes) ((NAME(vector)){(bytes)[0], (bytes)[1], (bytes)[2], (bytes)[3]})
 #if defined(__clang__)
 #define STREAM(to, vector) __builtin_nontemporal_store((vector), &(to)->v)
 #else

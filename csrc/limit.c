@@ -7,7 +7,10 @@
 
 typedef void stage(void *to, const void *from, int64_t count);
 
-enum { GRAIN = 1024 }; /* floats: shares are whole pages */
+enum {
+    GRAIN = 1024, /* floats: shares are whole pages */
+    TILE = 256,
+};
 
 static int64_t bound(int64_t count, int threads, int i)
 {
@@ -23,6 +26,27 @@ void cpunorm_copy(intptr_t stage_address, float *to, const float *from, int64_t 
         int64_t lo = bound(count, threads, i);
         copy(to + lo, from + lo, bound(count, threads, i + 1) - lo);
     }
+}
+
+/* Read from[:], by load_sum, and write to[:], by store_plain or store_stream, of other sizes: what preprocessing cannot but do. A tile of
+ * either at a time, as a kernel would. Returns the sum. */
+float cpunorm_expand(intptr_t read_address, intptr_t write_address, float *to, int64_t to_count, const float *from, int64_t from_count,
+                     int threads)
+{
+    static const float zeros[TILE];
+    stage *sum = (stage *)read_address, *write = (stage *)write_address;
+    const int64_t tiles = (to_count + TILE - 1) / TILE;
+    float total = 0;
+    #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(+ : total)
+    for (int64_t i = 0; i < tiles; i++) {
+        float part;
+        int64_t lo = from_count * i / tiles, hi = from_count * (i + 1) / tiles;
+        int64_t end = (i + 1) * TILE < to_count ? (i + 1) * TILE : to_count;
+        sum(&part, from + lo, hi - lo);
+        write(to + i * TILE, zeros, end - i * TILE);
+        total += part;
+    }
+    return total;
 }
 
 /* The sum of from[:], by load_sum: a result, so that the reading cannot be left out. */

@@ -15,12 +15,15 @@ intptr_t cpunorm_kernel(int set, const char *name, int dtype);
 /* driver.c */
 extern int cpunorm_data_field;
 extern const int cpunorm_has_openmp;
+extern int cpunorm_usual_threads; /* omp_get_max_threads() where nobody has set another limit */
+int cpunorm_processors(void);
 void cpunorm_run(intptr_t program, int threads, intptr_t x, intptr_t second, intptr_t y, intptr_t sum, intptr_t weight, intptr_t bias,
                  intptr_t running_mean, intptr_t running_var, intptr_t mean, intptr_t rstd, intptr_t grad_weight, intptr_t grad_bias,
                  intptr_t scratch);
 
 /* limit.c */
 void cpunorm_copy(intptr_t stage, float *to, const float *from, int64_t count, int threads);
+float cpunorm_expand(intptr_t read, intptr_t write, float *to, int64_t to_count, const float *from, int64_t from_count, int threads);
 float cpunorm_read(intptr_t stage, const float *from, int64_t count, int threads);
 
 #endif

@@ -79,6 +79,13 @@ typedef struct step {
     /* window */
     int64_t before;
     int64_t after;
+    /* pictures */
+    int64_t out_size;
+    int64_t padded;
+    int64_t bytes_to_floats;
+    int64_t swap;
+    int64_t reach;
+    int64_t ring;
     double eps;
     double momentum;
     double size;
@@ -102,5 +109,18 @@ typedef struct program {
     int64_t phase_count;
     const step *steps;
 } program;
+
+typedef struct picture {
+    int64_t data;
+    int64_t row;
+    int64_t column;
+    int64_t channel;
+    int64_t mirror;
+    int64_t width;
+    int64_t across;
+    int64_t across_taps;
+    int64_t down;
+    int64_t down_taps;
+} picture;
 
 #endif

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from helpers import BACKENDS, COMPILED, DTYPES, present
+from helpers import BACKENDS, COMPILED, DTYPES, SCRIPT, TWO_THREADS, present, python
 from hypothesis import HealthCheck, settings
 
 from cpunorm import backends
@@ -32,6 +32,31 @@ def backend(request):
 def compiled(request):
     """A backend that has kernels and threads."""
     return loaded(request.param)
+
+
+@pytest.fixture
+def present_backends():
+    """The backends with kernels that can be loaded here."""
+    found = []
+    for name in COMPILED:
+        try:
+            backends.load(name)
+        except ImportError:
+            continue
+        found.append(name)
+    return found or pytest.skip("no backend has kernels here")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a script that starts with `SCRIPT`, from a file (spawned children read it again), and give what it prints."""
+
+    def run(code, timeout=100, **environment):
+        file = tmp_path / "script.py"
+        file.write_text(SCRIPT + code)
+        return python(file, timeout=timeout, **TWO_THREADS | environment)
+
+    return run
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -169,11 +169,56 @@ WRITABLE = {name: make for name, make in ARRANGEMENTS.items() if not name.starts
 
 # ---------------------------------------------------------------- other processes
 
+TWO_THREADS = {
+    "NUMBA_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": "2",
+    "OPENBLAS_NUM_THREADS": "1",
+}  # (numba imports SciPy, which has threads of its own)
+
+# compute(backend): results of a call large enough for two threads; right(results): by the serial NumPy reference, computed once;
+# child(job): a forked child that has to end well within a minute.
+SCRIPT = """
+import faulthandler, os, signal, sys, threading, time, warnings
+import numpy as np, cpunorm as cn
+from cpunorm import forks
+warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forks beside threads: what this is about
+x = np.random.default_rng(0).normal(size=(4, 8, 96, 96)).astype(np.float32)
+
+def compute(backend, x=x, threads=2):
+    return cn.batch_norm(x, None, None, training=True, backend=backend, threads=threads, return_stats=True)
+
+wanted = compute("numpy")
+
+def right(results, wanted=wanted):
+    return all(np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(results, wanted, strict=True))
+
+def own_threads():
+    return len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else 1
+
+def child(job):
+    pid = os.fork()
+    if pid:
+        return pid
+    faulthandler.register(signal.SIGALRM, chain=True)  # says where, and ends
+    signal.alarm(50)
+    try:
+        os._exit(0 if job() else 3)
+    except BaseException as problem:
+        print(repr(problem), file=sys.stderr, flush=True)
+        os._exit(4)
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+def serially(backend):
+    return right(compute(backend)) and forks.forked() and own_threads() == 1
+"""
+
 
 def python(code, timeout=120, **environment):
-    """What a fresh interpreter prints that runs `code`, warnings being errors there too."""
+    """What a fresh interpreter prints that runs `code` (or a file, given as a Path), warnings being errors there too."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", *(["-c", code] if isinstance(code, str) else [str(code)])],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

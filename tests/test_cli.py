@@ -37,12 +37,13 @@ def files(tmp_path):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """In this process, in a few rounds, and without PyTorch, whose import takes longer than all the rest."""
-    from cpunorm.compare import contestants, measure
+    """In this process, in a few rounds, and without PyTorch and OpenCV, whose import takes longer than all the rest."""
+    from cpunorm.compare import contestants, measure, preprocessing
 
     monkeypatch.setitem(measure.QUICK, "seconds", 0.1)
     monkeypatch.setattr(contestants, "torch", lambda row, inputs: None)
     monkeypatch.setattr(contestants, "set_torch_threads", lambda threads: None)
+    monkeypatch.setattr(preprocessing, "find_spec", lambda name: None)
 
 
 def has_c():
@@ -91,12 +92,13 @@ def test_python_m_is_the_command():
 
 
 def test_warmup_compiles_every_kernel():
-    from cpunorm.jit import backend, kernels
+    from cpunorm.jit import backend, cache, kernels
 
     labels = []
     warmup.warmup(labels.append)
     assert len(labels) == len(warmup.jobs())
     assert {*kernels.KERNELS, *kernels.STAGES} == {kernel for kernel, _ in backend._compiled}
+    assert not [problem for problem in cache.problems if "addresses" in problem]  # all can be kept on disk
     missing = {kernel for kernel, dtype in backend._compiled if dtype == "float32"} ^ {*kernels.KERNELS, *kernels.STAGES}
     assert missing == set(warmup.FLOAT64_ONLY)
 
@@ -109,8 +111,9 @@ def test_compare_names_the_extra(module, tmp_path):
     assert done.stdout == ""
 
 
-def test_warmup_names_the_extra():
-    done = cpunorm("warmup", without=["rich"])
+@pytest.mark.parametrize("command", [["warmup"], ["stats", "."], ["preprocess", ".", "-o", "batch.npy"]])
+def test_the_others_name_the_extra(command):
+    done = cpunorm(*command, without=["rich"])
     assert done.returncode == cli.REFUSED
     assert cli.EXTRA in one_line(done.stderr)
 
@@ -149,14 +152,49 @@ def test_compare(markdown, files, plain, capsys):
     assert {row["threads"] for row in rows} == set(content["threads"])
     for row in rows:
         assert 0 < row["minimum_seconds"] <= row["median_seconds"]
-        trips = {"batch_norm inference": 2, "batch_norm training": 3}[row["operation"]]
-        assert row["bytes"] == trips * 4 * np.prod(row["shape"])
+        of_each = {"batch_norm inference": 4 + 4, "batch_norm training": 4 + 4 + 4, "preprocess": 1 + 4}[row["operation"]]
+        assert row["bytes"] == of_each * np.prod(row["shape"])
         assert row["gb_per_second"] == pytest.approx(row["bytes"] / row["minimum_seconds"] / 1e9)
         assert row["speedup_over_numpy"] > 0
         if has_c():
             assert row["percent_of_limit"] == pytest.approx(100 * row["limit_seconds"] / row["minimum_seconds"])
         else:
             assert row["percent_of_limit"] is None
+
+
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_compare_preprocess(corrupt, files, plain, monkeypatch, capsys):
+    """By name, of pictures alone; nobody is timed whose result is wrong."""
+    from cpunorm.compare import preprocessing
+
+    if corrupt:
+        reference = preprocessing.reference
+        monkeypatch.setattr(preprocessing, "reference", lambda x, layout: reference(x, layout) + 1e-5)
+    arguments = ["compare", "--quick", "--op", "preprocess", "--shape", TINY, "--shape", "2,5,4,6", "--backends", "numba", *files]
+    assert cli.main(arguments) == (cli.INCOMPLETE if corrupt or not has_c() else cli.DONE)
+    errors = capsys.readouterr().err
+    with open(files[1]) as file:
+        rows = json.load(file)["rows"]
+    if corrupt:
+        assert not rows
+        assert all(f"not timed: {name}, preprocess" in errors for name in ("numba", "NumPy"))
+    else:
+        assert {(row["contestant"], row["layout"]) for row in rows} == {
+            (name, layout) for name in ("numba", "NumPy") for layout in ("NCHW", "NHWC")
+        }
+        assert all(row["shape"] == [2, 3, 8, 8] and row["bytes"] == 5 * 2 * 3 * 8 * 8 for row in rows)
+        assert all((row["limit_seconds"] or 0) > 0 for row in rows) == has_c()
+
+
+@pytest.mark.peer
+def test_compare_preprocess_with_peers(files):
+    """OpenCV and PyTorch pass the check that ours pass."""
+    pytest.importorskip("torch")
+    pytest.importorskip("cv2")
+    done = cpunorm("compare", "--quick", "--op", "preprocess", "--shape", TINY, *files)
+    assert done.returncode == (cli.DONE if has_c() else cli.INCOMPLETE), done.stderr
+    with open(files[1]) as file:
+        assert {"PyTorch", "OpenCV"} <= {row["contestant"] for row in json.load(file)["rows"]}
 
 
 @pytest.mark.peer
@@ -240,6 +278,8 @@ def test_the_pictures_of_a_batch_differ():
         (["--shape", "0,3,4,4"], "N,C,H,W"),
         (["--shape", "AlexNet"], "ResNet-50"),
         (["--op", "pooling"], "batch_norm"),
+        (["--op", "preprocess", "--shape", "1,4,8,8"], "3 channels"),
+        (["--op", "preprocess", "--dtype", "float16"], "float32"),
         (["--layouts", "NCHX,HWC"], "HWC"),
         (["--threads", "0"], "from 1 to"),
         (["--threads", "100000"], "from 1 to"),
@@ -270,7 +310,7 @@ def test_no_command_is_refused(capsys):
     assert "COMMAND" in refused([], capsys)
 
 
-@pytest.mark.parametrize("command", [[], ["compare"], ["doctor"], ["warmup"]])
+@pytest.mark.parametrize("command", [[], ["compare"], ["preprocess"], ["stats"], ["doctor"], ["warmup"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "--help"])

@@ -4,13 +4,16 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers import present
 from test_layout import columns, runs
 
-from cpunorm import plan, program, recipes
+from cpunorm import check, pictures, plan, program, recipes
 from cpunorm.jit import drivers, kernels, tile
 from cpunorm.layout import View
 from cpunorm.machine import Caches
 from cpunorm.plan import Data, Resources
+from cpunorm.preprocessing import Preprocessor
+from cpunorm.warmup import FLOAT32_ONLY
 
 CACHES = Caches(1 << 20, 32 << 20)
 ITEMSIZES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
@@ -168,7 +171,7 @@ def test_every_kernel_and_stage_has_c_code(native):
             assert native.address(name, "float64")
         elif name in kernels.OF_ELEMENTS:
             assert len({native.address(name, dtype) for dtype in ITEMSIZES}) == 4
-        elif name.endswith("float16"):
+        elif name.endswith(FLOAT32_ONLY):
             assert native.address(name, "float32")
         else:
             assert native.address(name, "float32") != native.address(name, "float64")
@@ -183,6 +186,16 @@ def test_every_kernel_and_stage_is_in_some_plan():
         for dtype, activation, l3 in itertools.product(ITEMSIZES, ("relu", "relu6", "silu", "hardswish"), (1, 1 << 50)):
             for step in steps(make(view, Data(dtype, second, activation), Resources(2, Caches(1 << 20, l3)))):
                 used |= {step.kernel, *(step.fields.get(name) for name in ("load", "activation", "store"))}
+    for view in FORWARD["training"][0].values():
+        used |= {step.kernel for step in steps(recipes.counts(view, Data("uint8"), Resources(2, CACHES)))}
+    for kind, dtype in itertools.product(("uint8", "uint16", "float16", "float32"), check.RESULTS):
+        for layout, size in itertools.product(("NCHW", "NHWC"), (None, (2, 2))):
+            quant = (1.0, 0) if dtype.endswith("int8") else None
+            options = Preprocessor(0, 1, output_layout=layout, dtype=present(dtype), quant=quant, size=size, backend="numba")._options
+            prepared = pictures.Prepared("preprocess", options, [np.zeros((4, 5, 3), kind)], True, None)
+            for step in steps(prepared._run.plan):
+                used |= {step.kernel, *(step.fields.get(name) for name in ("load", "store"))}
+                assert set(step.fields) <= set(program.STEP.names)
     assert used - {None} == set(kernels.KERNELS) | set(kernels.STAGES)
 
 
@@ -436,7 +449,7 @@ def test_slots():
         assert getattr(tile, name.upper()) == number
 
 
-@pytest.mark.parametrize("name", ["step", "phase", "program"])
+@pytest.mark.parametrize("name", ["step", "phase", "program", "picture"])
 def test_structs_are_those_of_c(name, native):
     fields, offsets, size = native.struct_fields(name)
     ours = getattr(program, name.upper())
@@ -445,7 +458,7 @@ def test_structs_are_those_of_c(name, native):
     assert size == ours.itemsize
 
 
-@pytest.mark.parametrize("struct", [program.STEP, program.PHASE, program.PROGRAM], ids=["step", "phase", "program"])
+@pytest.mark.parametrize("struct", [program.STEP, program.PHASE, program.PROGRAM, program.PICTURE], ids=lambda struct: struct.names[0])
 def test_structs_have_no_gaps(struct):
     assert struct.itemsize == 8 * len(struct.names)
     assert all(struct[name] in (np.int64, np.float64) for name in struct.names)

@@ -33,6 +33,20 @@ from cpunorm.settings import config, set_backend, set_num_threads
 __version__ = "0.1.0"
 
 __all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "CIFAR100_MEAN",
+    "CIFAR100_STD",
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "INCEPTION_MEAN",
+    "INCEPTION_STD",
+    "MNIST_MEAN",
+    "MNIST_STD",
+    "ChannelStats",
+    "Preprocessor",
     "Whitening",
     "__version__",
     "batch_norm",
@@ -50,6 +64,7 @@ __all__ = [
     "mean_var",
     "normalize",
     "normalize_backward",
+    "preprocess",
     "rms_norm",
     "rms_norm_backward",
     "set_backend",
@@ -58,13 +73,32 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from cpunorm.constants import (
+        CIFAR10_MEAN,
+        CIFAR10_STD,
+        CIFAR100_MEAN,
+        CIFAR100_STD,
+        CLIP_MEAN,
+        CLIP_STD,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        INCEPTION_MEAN,
+        INCEPTION_STD,
+        MNIST_MEAN,
+        MNIST_STD,
+    )
     from cpunorm.folding import fold_batch_norm
+    from cpunorm.preprocessing import Preprocessor, preprocess
+    from cpunorm.stats import ChannelStats
     from cpunorm.whitening import Whitening
 
 _LATE = {
+    "ChannelStats": "cpunorm.stats",
+    "Preprocessor": "cpunorm.preprocessing",
     "Whitening": "cpunorm.whitening",
     "fold_batch_norm": "cpunorm.folding",
-}  # needed by few
+    "preprocess": "cpunorm.preprocessing",
+} | {name: "cpunorm.constants" for name in __all__ if name.endswith(("_MEAN", "_STD"))}  # needed by few
 
 
 def __getattr__(name: str) -> Any:

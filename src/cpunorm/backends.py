@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 
-from cpunorm import settings
+from cpunorm import forks, settings
 
 Driver = Callable[..., None]
 
@@ -35,7 +35,8 @@ _MODULES = {"numba": "cpunorm.jit.backend", "c": "cpunorm.native", "numpy": "cpu
 @cache
 def load(name: str) -> Any:
     """The module of a backend; ImportError with the repair if it cannot be loaded here."""
-    return importlib.import_module(_MODULES[name])
+    with forks.undisturbed():
+        return importlib.import_module(_MODULES[name])
 
 
 @cache

@@ -24,6 +24,7 @@ _PREPARED: dict[Any, Any] = {}
 _PREPARED_LIMIT = 4096  # calls remembered; a program whose shapes never repeat starts anew then
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_PREPARED.clear)  # a forked child has no threads: its plans are serial
+settings.when_limits_change.append(_PREPARED.clear)
 
 
 class Prepared(NamedTuple):

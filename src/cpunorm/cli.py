@@ -1,4 +1,4 @@
-"""The command line: ``cpunorm compare``, ``cpunorm doctor``, ``cpunorm warmup``.
+"""The command line: ``cpunorm compare``, ``preprocess``, ``stats``, ``doctor``, ``warmup``.
 
 Exit codes: 0, done; 1, done, but something was skipped or failed its check, and is named; 2, refused, with one line that says why.
 
@@ -13,21 +13,27 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cpunorm import backends, check, report, settings
+from cpunorm import backends, check, machine, report, settings
 from cpunorm.layout import parse_layout
 
 if TYPE_CHECKING:
     from cpunorm.compare.measure import Request
+    from cpunorm.preprocessing import Preprocessor
 
 EXTRA = "pip install 'cpunorm[cli]'"
 DONE, INCOMPLETE, REFUSED = 0, 1, 2
-DEFAULT = ("batch_norm inference", "batch_norm training")  # operations to compare
+READ = (
+    "Pictures are read as RGB, turned by their EXIF orientation: grey and palette ones are converted, alpha is dropped, of an animation "
+    "the first picture counts. 16-bit grey keeps its 16 bits (65535 is white). What cannot be read is named and left out, and the exit "
+    "code is 1."
+)
+DEFAULT = ("batch_norm inference", "batch_norm training", "preprocess")  # operations to compare
 
 
 class RefusedError(Exception):
@@ -53,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="cpunorm", description="Normalization on the CPU: time it, check what is installed, compile its kernels.")
+    parser = _Parser(prog="cpunorm", description="Normalization on the CPU.")
     parser.add_argument("--version", action="version", version=metadata.version("cpunorm"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -61,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help=text, description=f"{text[0].upper()}{text[1:]}. Every result is checked first.")
     compare.set_defaults(run=_compare)
     compare.add_argument("--quick", action="store_true", help="three shapes, 1 and all threads, few rounds: under half a minute")
-    compare.add_argument("--op", metavar="NAME", help="operations whose name contains NAME (default: batch_norm, inference and training)")
+    compare.add_argument(
+        "--op",
+        metavar="NAME",
+        help="operations whose name contains NAME (default: batch_norm, inference and training, and of pictures preprocess)",
+    )
     compare.add_argument(
         "--shape", metavar="N,C,H,W|NAME", action="append", help="this shape, or named ones that contain NAME; may be repeated"
     )
@@ -76,6 +86,38 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--picture", metavar="FILE", type=Path, default=Path("compare.png"), help="default: compare.png")
     compare.add_argument(
         "--markdown", action="store_true", help="print a GitHub table, a line for each operation, shape, layout and threads"
+    )
+
+    text = "pictures, decoded, resized, cropped and normalized, to one array in a .npy file"
+    preprocess = commands.add_parser(
+        "preprocess",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}, which may exceed memory: y = (pixel / white - mean) / std, a value a channel. {READ}",
+        epilog="The order of the rows is that of the arguments, of a folder that of its names; an unreadable picture leaves no row.",
+    )
+    preprocess.set_defaults(run=_preprocess)
+    preprocess.add_argument("pictures", metavar="PICTURES", type=Path, nargs="+", help="files, and folders with what is below them")
+    preprocess.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the .npy file")
+    preprocess.add_argument("--size", metavar="H,W|short:N", help="resize, bilinear with antialias; short:N makes the shorter side N")
+    preprocess.add_argument("--crop", metavar="center:H,W|TOP,LEFT,H,W", help="cut this out after the resize")
+    preprocess.add_argument(
+        "--mean",
+        metavar="R,G,B|NAME",
+        default="imagenet",
+        help="numbers, or a name: clip, inception, cifar10; default: imagenet",
+    )
+    preprocess.add_argument("--std", metavar="R,G,B|NAME", help="numbers or a name; default: of the name that --mean has")
+    preprocess.add_argument("--layout", choices=("NCHW", "NHWC"), default="NCHW", help="default: NCHW")
+    preprocess.add_argument("--dtype", choices=("float32", "float16", "int8", "uint8"), default="float32", help="default: float32")
+    preprocess.add_argument("--quant", metavar="SCALE,ZERO", help="for int8 and uint8: clip(rint(y / SCALE) + ZERO), as in ONNX")
+    preprocess.add_argument("--names", metavar="FILE", type=Path, help="write the picture of each row here, a line each")
+
+    text = "mean and std a channel over all pictures of a folder and below, ready to paste"
+    stats = commands.add_parser("stats", help=text, description=f"{text[0].upper()}{text[1:]}; every pixel counts once. {READ}")
+    stats.set_defaults(run=_stats)
+    stats.add_argument("folder", metavar="FOLDER", type=Path)
+    stats.add_argument(
+        "--state", metavar="FILE", type=Path, help="save what is done here every few seconds; an interrupted run goes on from it"
     )
 
     doctor = commands.add_parser("doctor", help="what is installed, what would run, and how to repair the rest")
@@ -159,14 +201,17 @@ def _warmup(_: argparse.Namespace) -> int:
         warmup.warmup(advance)
     seconds = time.perf_counter() - start
     print(f"{seconds:.1f} s: {cache.misses} kernels and drivers compiled, {cache.hits} read from the cache")
-    for problem in cache.problems:
+    problems = list(cache.problems)
+    if machine.cache_folder() is None:
+        problems += [f"nothing is kept; {line}" for line in report.cache_lines()]
+    for problem in problems:
         print(f"cache: {problem}", file=sys.stderr)
-    return INCOMPLETE if cache.problems else DONE
+    return INCOMPLETE if problems else DONE
 
 
 @contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A function to call with what comes next: a bar on a terminal, else a line each.
+def _progress(name: str, total: int, *, fast: bool = False) -> Iterator[Callable[[str], None]]:
+    """A function to call with what comes next: a bar on a terminal, else a line each. `fast`: ten times a second, else every 5 seconds.
 
     The bar is drawn then and not by a thread of its own, which would take its share of the machine from what is timed.
     """
@@ -176,17 +221,166 @@ def _progress(name: str, total: int) -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True)
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     done = -1
+    pause = (0.1 if console.is_terminal else 5.0) if fast else 0.0
+    shown = -pause
     with Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
 
         def advance(label: str) -> None:
-            nonlocal done
+            nonlocal done, shown
             done += 1
+            now = time.monotonic()
+            if now - shown < pause:
+                return
+            shown = now
             bar.update(task, description=label, completed=done, refresh=True)
             if not console.is_terminal:
                 print(f"{name} {done + 1}/{total}: {label}", file=sys.stderr, flush=True)
 
         yield advance
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    _need("rich", "PIL")
+    from cpunorm import dataset
+
+    folder, state = arguments.folder, arguments.state
+    if not folder.is_dir():
+        raise RefusedError(f"{folder} is not a folder")
+    if state is not None:
+        _writable(state)
+    files = _files([folder])
+    try:
+        result = dataset.Result(dataset.State() if state is None else dataset.State.read(state))
+        with _progress("stats", len(files) - len(result.state.files), fast=True) as advance:
+            dataset.count(folder, files, state, result, advance)
+    except KeyboardInterrupt:
+        _say("stats", result.unreadable)
+        kept = f"go on by --state {state}" if state else "nothing is kept without --state"
+        _say("stats", [f"interrupted after {len(result.state.files)} of {len(files)} pictures; {kept}"])
+        return INCOMPLETE
+    except (ValueError, OSError) as problem:
+        raise RefusedError(str(problem)) from problem
+    _say("stats", result.unreadable)
+    if not result.state.files:
+        raise RefusedError(f"none of {len(files)} pictures in {folder} can be read")
+    print(dataset.paste(result))
+    return INCOMPLETE if result.unreadable else DONE
+
+
+def _preprocess(arguments: argparse.Namespace) -> int:
+    _need("rich", "PIL")
+    from cpunorm import batches
+
+    for file in (arguments.output, arguments.names):
+        if file is not None:
+            _writable(file)
+    plan = _plan(arguments)
+    files = _files(arguments.pictures)
+    try:
+        with _progress("preprocess", len(files), fast=True) as advance:
+            result = batches.write(files, arguments.output, plan, advance)
+        if arguments.names:
+            arguments.names.write_text("".join(f"{file}\n" for file in result.rows))
+    except (ValueError, OSError) as problem:
+        raise RefusedError(str(problem)) from problem
+    except KeyboardInterrupt:
+        raise RefusedError(f"interrupted; {arguments.output} is as it was") from None
+    _say("preprocess", result.unreadable)
+    print(f"written: {arguments.output}, {result.dtype} of shape {result.shape}", file=sys.stderr)
+    return INCOMPLETE if result.unreadable else DONE
+
+
+def _plan(arguments: argparse.Namespace) -> Preprocessor:
+    """From the options of ``preprocess``."""
+    from cpunorm.preprocessing import Preprocessor
+
+    size = None if arguments.size is None else _integers("--size", arguments.size, {"short": 1, "": 2})
+    crop = None if arguments.crop is None else _integers("--crop", arguments.crop, {"center": 2, "": 4})
+    mean, std = _coefficients("mean", arguments.mean), arguments.std
+    if std is None:
+        if arguments.mean.upper() not in _named_constants():
+            raise RefusedError("expected --std beside --mean of numbers")
+        std = arguments.mean
+    quant = None
+    if arguments.quant is not None:
+        scale, *zero = _numbers("--quant", arguments.quant)
+        if len(zero) != 1 or zero[0] != int(zero[0]):
+            raise RefusedError(f"expected --quant of a scale and a whole zero point, got {arguments.quant!r}")
+        quant = (scale, int(zero[0]))
+    try:
+        return Preprocessor(
+            mean,
+            _coefficients("std", std),
+            size=size,
+            crop=crop,
+            output_layout=arguments.layout,
+            dtype=arguments.dtype,
+            quant=quant,
+            threads=1,
+        )
+    except (ValueError, TypeError) as problem:
+        raise RefusedError(str(problem)) from problem
+
+
+def _named_constants() -> list[str]:
+    """Names of `cpunorm.constants` for three channels."""
+    from cpunorm import constants
+
+    return [name.removesuffix("_MEAN") for name, value in vars(constants).items() if name.endswith("_MEAN") and len(value) == 3]
+
+
+def _coefficients(end: str, text: str) -> tuple[float, ...]:
+    from cpunorm import constants
+
+    if text.upper() in _named_constants():
+        return getattr(constants, f"{text.upper()}_{end.upper()}")  # type: ignore[no-any-return]
+    try:
+        return _numbers(f"--{end}", text)
+    except RefusedError as problem:
+        raise RefusedError(f"{problem}, and no name of {', '.join(_named_constants()).lower()}") from problem
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as problem:
+        raise RefusedError(f"expected {option} of numbers with commas between them, got {text!r}") from problem
+
+
+def _integers(option: str, text: str, forms: dict[str, int]) -> tuple[Any, ...]:
+    """(word, 1, 2) of ``word:1,2``, (1, 2) of ``1,2``; `forms` says how many numbers follow a word."""
+    word, _, rest = text.rpartition(":")
+    numbers = rest.split(",")
+    if forms.get(word) != len(numbers) or not all(number.strip().isdigit() for number in numbers):
+        wanted = " or ".join(f"{form}{':' if form else ''}{','.join(['N'] * count)}" for form, count in forms.items())
+        raise RefusedError(f"expected {option} {wanted} of whole numbers, got {text!r}")
+    return (*([word] if word else []), *map(int, numbers))
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    from cpunorm import loader
+
+    try:
+        files = loader.find(paths)
+    except ValueError as problem:
+        raise RefusedError(str(problem)) from problem
+    if not files:
+        raise RefusedError(f"there is no picture in {', '.join(map(str, paths))}")
+    return files
+
+
+def _writable(file: Path) -> None:
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise RefusedError(f"{file} cannot be written")
+
+
+def _say(command: str, lines: list[str]) -> None:
+    for line in lines:
+        print(f"cpunorm {command}: {' '.join(line.split())}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- compare
@@ -195,8 +389,7 @@ def _progress(name: str, total: int) -> Iterator[Callable[[str], None]]:
 def _compare(arguments: argparse.Namespace) -> int:
     _need("rich", "PIL", "matplotlib")
     for file in (arguments.json, arguments.picture):
-        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-            raise RefusedError(f"{file} cannot be written")
+        _writable(file)
     from cpunorm.compare import figure, measure, show
 
     request, problems = _request(arguments)
@@ -220,7 +413,6 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _request(arguments: argparse.Namespace) -> tuple[Request, list[str]]:
     """What to measure, and what of it cannot be."""
-    from cpunorm import ops
     from cpunorm.compare import measure, pictures
 
     problems = []
@@ -243,8 +435,8 @@ def _request(arguments: argparse.Namespace) -> tuple[Request, list[str]]:
         photographs = pictures.load(arguments.pictures)
     except (ValueError, OSError) as problem:
         raise RefusedError(str(problem)) from problem
-    return measure.Request(
-        operations=DEFAULT if arguments.op is None else _named(arguments.op, ops.OPERATIONS, "--op"),
+    request = measure.Request(
+        operations=DEFAULT if arguments.op is None else _named(arguments.op, measure.operations(), "--op"),
         shapes=_shapes(arguments.shape, arguments.quick),
         layouts=arguments.layouts,
         backends=tuple(backend for backend in wanted if backend not in missing),
@@ -253,10 +445,13 @@ def _request(arguments: argparse.Namespace) -> tuple[Request, list[str]]:
         pictures=photographs,
         has_limit=not limit_problem,
         **(measure.QUICK if arguments.quick else measure.FULL),
-    ), problems
+    )
+    if not measure.cases(request):
+        raise RefusedError("preprocess is compared on shapes of 3 channels, in layouts NCHW and NHWC, in float32")
+    return request, problems
 
 
-def _named(text: str, known: dict[str, Any], option: str) -> tuple[str, ...]:
+def _named(text: str, known: Iterable[str], option: str) -> tuple[str, ...]:
     """The known names that contain `text`."""
     found = tuple(name for name in known if text.lower() in name.lower())
     if not found:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from cpunorm import forks, settings
+
 try:
     from cpunorm._native import ffi, lib
 except ImportError as problem:
@@ -93,16 +95,8 @@ def address(kernel: str, dtype: str) -> int:
     return _address(_chosen, kernel, dtype)
 
 
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+# omp_get_max_threads() as OpenMP starts: below it, somebody has set a limit since (threadpoolctl, PyTorch's set_num_threads).
+lib.cpunorm_usual_threads = settings.omp_threads() or lib.cpunorm_processors()
 
 
 def driver(count: int) -> tuple[Callable[..., None], int]:
@@ -110,7 +104,7 @@ def driver(count: int) -> tuple[Callable[..., None], int]:
 
     A forked child runs on one: OpenMP's threads do not survive the fork, and libgomp waits for them forever.
     """
-    return lib.cpunorm_run, 1 if _forked or not lib.cpunorm_has_openmp else max(count, 1)
+    return lib.cpunorm_run, 1 if forks.forked() or not lib.cpunorm_has_openmp else max(count, 1)
 
 
 def struct_fields(struct: str) -> tuple[list[str], list[int], int]:
@@ -135,6 +129,14 @@ def copy_limit(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any], threads: 
 def read_limit(source: np.ndarray[Any, Any], threads: int) -> float:
     """Read `source`, contiguous float32, as fast as this machine can. Returns its sum, which nobody needs."""
     return float(lib.cpunorm_read(address("load_sum", "float32"), ffi.from_buffer("float[]", source), _floats(source), driver(threads)[1]))
+
+
+def expand_limit(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any], threads: int, *, stream: bool) -> float:
+    """Read `source` and write all of `to`, through the caches or past them, as fast as this machine can. Contiguous float32."""
+    read, write = address("load_sum", "float32"), address("store_stream" if stream else "store_plain", "float32")
+    target = ffi.from_buffer("float[]", to, require_writable=True)
+    counts = _floats(to), _floats(source)
+    return float(lib.cpunorm_expand(read, write, target, counts[0], ffi.from_buffer("float[]", source), counts[1], driver(threads)[1]))
 
 
 def _floats(array: np.ndarray[Any, Any]) -> int:

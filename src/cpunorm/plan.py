@@ -23,6 +23,7 @@ PIECE_ROWS = 128  # fewest rows that a partial sum of the gradients of weight an
 ROWS_AT_ONCE, ROW_BYTES = 32, 128 << 10  # the most that go through all steps of a row's gradient together
 FEWEST, MOST = 32, 256  # pieces that a reduction of columns is cut into, if it is large: enough for many cores, and
 ENTRY_BYTES = 1 << 20  # no more, above the fewest, than leave so many bytes of entries, of 24 bytes a column each
+COUNTED = 512 << 10  # values of a unit in one item of `counts`: each leaves a row of 64-bit sums, for which 8-bit data is little
 PERIOD = 192  # fewest values in a row of coefficients: 3 channels as they stand reach a fifth of the rate
 GRAIN = 1024  # elements in one item of a breadth-first affine
 PART_BYTES = 32 << 10  # read in one part of a depth-first block: it is in L1 or just beyond when it is read again
@@ -121,7 +122,7 @@ class Data:
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[self.dtype]
+        return {"uint8": 1, "uint16": 2, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[self.dtype]
 
     @property
     def compute(self) -> int:
@@ -203,11 +204,23 @@ class Reduction:
         return int(self.step.fields["length"]) * data.itemsize * (1 + data.second)
 
 
-def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int = 0, centred: bool = True, columns: int = 3) -> Reduction:
+def reduce(
+    kernel: str,
+    view: View,
+    data: Data,
+    scratch: Scratch,
+    *,
+    groups: int = 0,
+    centred: bool = True,
+    columns: int = 3,
+    piece: int = 0,
+) -> Reduction:
     """`kernel` over all of the view, a unit being a channel: of each outer index if that is kept, else of all of them.
 
     With `groups`, a unit of runs is a group of channels (columns are merged to groups afterwards). Entries have `columns` numbers.
+    An item reads `piece` values, by default `PIECE_BYTES`.
     """
+    piece = piece or PIECE_BYTES // data.compute
     fields = data.fields(view) | {"centred": int(centred)}
     if view.form == "runs":
         channels, unit = view.middle, view.last
@@ -226,7 +239,7 @@ def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int
             channels = groups
             fields |= {"repeat": runs, "middle": groups, "last": unit, "total": each * view.last}
         total = int(fields["total"])
-        length = PIECE_BYTES // data.compute
+        length = piece
         pieces = -(-total // length)
         outer = view.outer if view.kept_outer else 1
         units = outer * channels
@@ -238,7 +251,7 @@ def reduce(kernel: str, view: View, data: Data, scratch: Scratch, *, groups: int
         period = _period(view) if packed else channels
         total = view.middle * channels
         cut = -(-max(FEWEST, min(MOST, ENTRY_BYTES // (24 * period))) // (view.outer if view.kept_outer else 1))
-        length = max(-(-total // (cut * period)), PIECE_BYTES // (data.compute * period), 1) * period
+        length = max(-(-total // (cut * period)), piece // period, 1) * period
         pieces = -(-total // length)
         items = view.outer * pieces
         entries = items * period

@@ -1,4 +1,4 @@
-"""Programs: what a plan hands to a backend. Two C structs (csrc/program.h has the same), read by the kernels of every compiled backend.
+"""Programs: what a plan hands to a backend. C structs (csrc/program.h has the same), read by the kernels of every compiled backend.
 
 A **step** is a kernel and the small view of the data that it works on; every number in it is fixed by shapes, strides and options, so it
 is made once and called often. A **phase** is a few steps run over blocks of the same items, all steps over one block before the next:
@@ -8,6 +8,9 @@ is made once and called often. A **phase** is a few steps run over blocks of the
 
 A kernel is ``void kernel(const step *, void *const *buffers, int64 lo, int64 hi)``. Addresses of a call are in ``buffers``, in the order
 of `SLOTS`. All tables of intermediate results live in one float64 scratch array, at offsets that the step names.
+
+The kernels of preprocessing read **pictures**, each somewhere else in memory: slot x is then a table of them, mean, rstd and bias the
+coefficients of the affine.
 """
 
 from __future__ import annotations
@@ -87,6 +90,13 @@ STEP_INTEGERS = (
     # window
     "before",  # channels before and
     "after",  # after the one in the middle
+    # pictures; `last` is the width of what is taken of one, `total` its pixels, `grain` the pixels of an item
+    "out_size",  # bytes of an element of y
+    "padded",  # channels of y; those from `channels` on have no picture's
+    "bytes_to_floats",  # x is bytes, y float32: done in one go; `store` then only says that it is past the caches
+    "swap",  # the first and the third channel change places
+    "reach",  # resize: elements from one channel of a row to the next, before its columns are resized
+    "ring",  # resize: rows kept after that
 )
 STEP_FLOATS = ("eps", "momentum", "size", "alpha", "beta", "k", "floor", "ceiling")  # the last two: bounds of the affine's result
 ADDRESSES = ("kernel", "load", "activation", "store")  # fields that hold the address of a kernel or stage
@@ -98,10 +108,24 @@ PHASE_INTEGERS = (
     "count",
 )
 PROGRAM_INTEGERS = ("phases", "phase_count", "steps")  # addresses and a length
+PICTURE_INTEGERS = (
+    "data",  # address of the first pixel that is read
+    "row",  # bytes from one row to the next,
+    "column",  # from one pixel to the next (negative where it is mirrored),
+    "channel",  # from one channel to the next
+    # resize
+    "mirror",  # columns are written from the last to the first
+    "width",  # columns that are read
+    "across",  # address of the weights of a row: for each column written, first column read, count, and `across_taps` weights
+    "across_taps",
+    "down",  # the same of a column
+    "down_taps",
+)
 
 STEP = np.dtype([(n, np.int64) for n in STEP_INTEGERS] + [(n, np.float64) for n in STEP_FLOATS])
 PHASE = np.dtype([(n, np.int64) for n in PHASE_INTEGERS])
 PROGRAM = np.dtype([(n, np.int64) for n in PROGRAM_INTEGERS])
+PICTURE = np.dtype([(n, np.int64) for n in PICTURE_INTEGERS])
 
 
 class Program:

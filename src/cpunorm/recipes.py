@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from cpunorm.layout import View
 from cpunorm.plan import (
+    COUNTED,
     ENTRY_BYTES,
     FEWEST,
     PIECE_ROWS,
@@ -132,6 +133,19 @@ def moments(view: View, data: Data, resources: Resources, *, centred: bool = Tru
     merge, where = merge_entries("fold_moments", reduction, scratch)
     phases = (phase_of(reduction.step, reduction.item_bytes(data), threads), *fold_phases(merge, reduction.unit_entries))
     return Plan(phases, scratch.size, threads, {"statistics": int(where["statistics"]), "units": int(where["units"])})
+
+
+def counts(view: View, data: Data, resources: Resources) -> Plan:
+    """counts, of uint8 and uint16; the result is the table ``entries`` of uint64: (sum, sum of squares), a row of `unit_entries` each of
+    `units`, in the order of the view's units.
+    """
+    scratch = Scratch()
+    threads = threads_for(view.size * data.itemsize, resources)
+    reduction = reduce("counts_" + view.form, view, data, scratch, columns=2, piece=COUNTED)
+    step = Step(reduction.step.kernel, {name: value for name, value in reduction.step.fields.items() if name != "load"})
+    tables = {"entries": int(step.fields["moments"]), "unit_entries": reduction.unit_entries, "channels": reduction.channels}
+    item_bytes = min(COUNTED, int(step.fields["total"])) * data.itemsize
+    return Plan((phase_of(step, item_bytes, threads),), scratch.size, threads, tables | {"units": reduction.units})
 
 
 def channel_gradients(view: View, data: Data, resources: Resources, *, groups: int, training: bool) -> Plan:

@@ -40,6 +40,19 @@ def moments(x: Array, axes: tuple[int, ...]) -> Moments:
     return Moments(n, mean, m2)
 
 
+def integer_sums(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Sum and sum of squares over `axes` (kept with size 1) of less than 2**31 integers, exact: int64 where they fit, else Python's."""
+    n = int(np.prod([x.shape[axis] for axis in axes], dtype=np.int64))
+    top = max(int(x.max(initial=0)), -int(x.min(initial=0)))
+    w = x.astype(np.int64 if top < 2**32 else object)
+    total, squares = w.sum(axis=axes, keepdims=True), w * w
+    if n * top * top < 2**63 or top >= 2**32:
+        return total, squares.sum(axis=axes, keepdims=True)
+    squares = squares.view(np.uint64)  # each fits; their halves are added
+    high, low = ((half).sum(axis=axes, keepdims=True).astype(object) for half in (squares >> np.uint64(32), squares & np.uint64(2**32 - 1)))
+    return total, high * 2**32 + low
+
+
 def along(parameter: Array | None, rank: int, axis: int) -> Array | float:
     """A parameter of one value a channel, to be broadcast; 1 if there is none."""
     return 1.0 if parameter is None else wide(parameter).reshape([-1 if a == axis else 1 for a in range(rank)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from pathlib import Path
 
 from cpunorm import backends, machine, settings
 
@@ -24,7 +25,7 @@ def facts() -> list[tuple[str, str]]:
         ("threads", _threads()),
         ("numba", _numba()),
         ("c", _c()),
-        ("kernel cache", str(machine.cache_folder() or "none: no folder is writable, kernels are compiled in each process")),
+        *(("kernel cache", line) for line in cache_lines()),
         *((package, _version(package)) for package in ("numpy", "llvmlite", "tbb", "cffi")),
     ]
 
@@ -64,6 +65,43 @@ def _numba() -> str:
         return f"not available: {problem}"
     layer = threads.choose()
     return f"{numba.__version__}, {layer or 'no safe'} threading layer, pool of {threads.pool_size()}"
+
+
+def cache_lines() -> list[str]:
+    """Of each folder: whether kernels are kept there, why not, and what is in it."""
+    kept = machine.cache_folder()
+    lines = [f"{folder}: {_use(folder, kept)}{_content(folder)}" for folder in machine.cache_folders()]
+    if kept is None:
+        lines.append("what is not found there is compiled in each process: no folder can be written")
+    return lines
+
+
+def _use(folder: Path, kept: Path | None) -> str:
+    if folder == kept:
+        return "written and read"
+    reason = machine.why_not_written(folder)
+    if reason is None:
+        return "read"
+    try:
+        distrusted = machine.why_not_trusted(folder.stat())
+    except OSError:
+        return f"not used ({reason})"
+    return f"refused ({distrusted})" if distrusted else f"read, not written ({reason})"
+
+
+def _content(folder: Path) -> str:
+    try:
+        from cpunorm.jit import cache
+    except ImportError:
+        return ""
+    found = cache.census(folder)
+    said = f", {found.fit} kernels for this machine"
+    if found.damaged:
+        said += f" ({found.damaged} of them damaged or refused: compiled anew when needed)"
+    mine = cache.machine_name().rpartition("-")[0]
+    for cpu, count in sorted(found.other.items()):
+        said += f", {count} for other versions or instruction sets" if cpu == mine else f", {count} for another CPU ({cpu}, this is {mine})"
+    return said
 
 
 def _c() -> str:

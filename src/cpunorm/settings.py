@@ -11,7 +11,7 @@ threads    ``threads=2``           ``config(threads=...)`` `set_num_threads`    
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -28,6 +28,7 @@ class Settings(NamedTuple):
 
 
 _process = Settings()
+when_limits_change: list[Callable[[], object]] = []  # what else remembers the default number of threads
 _context: ContextVar[Settings | None] = ContextVar("cpunorm", default=None)
 
 
@@ -51,9 +52,16 @@ def set_backend(backend: str | None) -> None:
 
 
 def set_num_threads(threads: int | None) -> None:
-    """Use `threads` threads in this process; None goes back to the default. Numba's pool may have fewer (`show_config` says)."""
+    """Use `threads` threads in this process; Numba's pool may have fewer (`show_config` says).
+
+    None goes back to the default, which is found anew: the first call finds it, and later changes of the affinity or quota are not seen.
+    """
     global _process
     check.threads("set_num_threads", threads)
+    if threads is None:
+        default_threads.cache_clear()
+        for forget in when_limits_change:
+            forget()
     _process = _process._replace(threads=threads)
 
 
@@ -100,10 +108,10 @@ def default_threads() -> int:
 
 def environment_threads() -> list[tuple[str, int | None]]:
     """The variables that cap the number of threads, and what they say."""
-    return [("CPUNORM_NUM_THREADS", _environment().threads), ("OMP_NUM_THREADS", _omp_threads())]
+    return [("CPUNORM_NUM_THREADS", _environment().threads), ("OMP_NUM_THREADS", omp_threads())]
 
 
-def _omp_threads() -> int | None:
+def omp_threads() -> int | None:
     """OMP_NUM_THREADS may be a list, one number a nesting level; the first is ours. What is no number is OpenMP's to complain about."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(text) if text.isdecimal() and int(text) > 0 else None

@@ -14,7 +14,9 @@ from cpunorm import functional
 from cpunorm.plan import SERIAL_BYTES
 
 FLOAT64_ONLY = ("fold_moments", "fold_sums")  # tables
-NARROW = ("float16", "bfloat16")  # only kernels of elements know them, and the stages that are named after them
+NARROW = ("float16", "bfloat16")  # only kernels of elements know them
+# Endings: what is computed in float32 whatever the data is, or not computed in floats.
+FLOAT32_ONLY = ("int8", "int16", "float16", "planes", "pixels", "resize_rows", "counts_runs", "counts_columns")
 
 
 def jobs() -> list[tuple[str, Callable[[], object]]]:
@@ -28,7 +30,7 @@ def jobs() -> list[tuple[str, Callable[[], object]]]:
         if not (
             kernel in FLOAT64_ONLY
             if dtype == "float32"
-            else kernel.endswith(NARROW)
+            else kernel.endswith(FLOAT32_ONLY)
             if dtype == "float64"
             else kernel not in kernels.OF_ELEMENTS
         )

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from cpunorm.compare import contestants, show
+from cpunorm.compare import contestants, preprocessing, show
 from cpunorm.compare.measure import Request, Result, Row
 
 COLOURS = {"numba": "#0072b2", "c": "#e69f00", "numpy": "#999999", contestants.NUMPY: "#666666", contestants.TORCH: "#cc79a7"}
+COLOURS[preprocessing.OPENCV] = "#009e73"
 WIDTH, DPI = 16, 100  # inches; 1600 pixels
 BAR, HEAD = 0.2, 0.62  # inches of a bar, and around the bars of a panel
 COLUMNS = 2

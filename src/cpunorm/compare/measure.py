@@ -16,12 +16,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from cpunorm import ops, samples
-from cpunorm.compare import contestants, pictures
+from cpunorm.compare import contestants, pictures, preprocessing
 from cpunorm.compare.contestants import Contestant, Run
 from cpunorm.ops import Inputs, Operation
 
@@ -35,6 +35,11 @@ QUICK_SHAPES = (PHOTOGRAPHS, "ResNet-50 stage 5, batch 32", "MobileNetV2 block 2
 QUICK: dict[str, Any] = {"seconds": 6.0, "least": 3}
 FULL: dict[str, Any] = {"seconds": 60.0, "least": 5}
 COPY, STREAM, READ = "copy", "copy past the caches", "read"
+
+
+def operations() -> tuple[str, ...]:
+    """The names of all that can be compared: the operation table's, and preprocessing."""
+    return (*ops.OPERATIONS, preprocessing.NAME)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -127,14 +132,21 @@ class Result:
 
 
 def add_limits(result: Result) -> None:
-    """Give every row its limit: the faster copy for every write, a read for every further one."""
+    """Give every row its limit: the faster copy for every write, a read for every further one; preprocessing has its own."""
     copy: dict[tuple[int, int], float] = {}
     read: dict[tuple[int, int], float] = {}
+    expand: dict[tuple[int, int], float] = {}
     for limit in result.limits:
         key = limit.array_bytes, limit.threads
+        if limit.operation == preprocessing.NAME:
+            expand[key] = min(expand.get(key, math.inf), *(part.minimum for part in limit.parts.values()))
+            continue
         copy[key] = min(copy.get(key, math.inf), limit.parts[COPY].minimum, limit.parts[STREAM].minimum)
         read[key] = min(read.get(key, math.inf), limit.parts[READ].minimum, copy[key])  # a copy reads too
     for index, row in enumerate(result.rows):
+        if row.operation == preprocessing.NAME:
+            result.rows[index] = replace(row, limit=expand.get((row.bytes, row.case_threads)))
+            continue
         operation = ops.OPERATIONS[row.operation]
         key = row.bytes // (operation.reads + operation.writes), row.case_threads
         if key in copy:
@@ -142,32 +154,98 @@ def add_limits(result: Result) -> None:
             result.rows[index] = replace(row, limit=operation.writes * copy[key] + further * read[key])
 
 
+def cases(request: Request) -> list[tuple[str, str, str]]:
+    """(shape's name, operation, layout) of all that is asked for and exists."""
+    found = []
+    for name, shape in request.shapes.items():
+        for operation in request.operations:
+            if operation == preprocessing.NAME:
+                fits = shape[1] == preprocessing.CHANNELS and request.dtype == "float32"
+                layouts = [layout for layout in request.layouts if fits and layout in preprocessing.LAYOUTS]
+            else:
+                layouts = [*request.layouts[: None if ops.OPERATIONS[operation].layouts else 1]]
+            found += [(name, operation, layout) for layout in layouts]
+    return found
+
+
 def case_count(request: Request) -> int:
     """How often `run` reports progress."""
-    layouts = sum(len(request.layouts) if ops.OPERATIONS[name].layouts else 1 for name in request.operations)
-    return len(request.shapes) * layouts * len(request.threads)
+    return len(cases(request)) * len(request.threads)
 
 
 def run(request: Request, progress: Callable[[str], None]) -> Result:
     """Check and time everybody in all cases."""
     result = Result()
     share = request.seconds / (case_count(request) * (len(request.backends) + 5))
-    for shape_name, shape in request.shapes.items():
-        for operation in request.operations:
-            row = ops.OPERATIONS[operation]
-            for layout in request.layouts if row.layouts else request.layouts[:1]:
-                inputs = make_inputs(row, shape, layout, request)
-                expected: tuple[Array, ...] | None = None
-                out = np.zeros_like(inputs["x"])
-                plain: float | None = None  # NumPy has one thread: timed with the first number of threads, for all of them
-                for threads in request.threads:
-                    progress(f"{operation}, {shape_name}, {layout}, {threads} thread{'s' * (threads > 1)}")
-                    if expected is None:
-                        expected = row.reference(contestants.fresh(inputs, row))
-                    case = _Case(row, shape_name, shape, layout, threads, inputs, out, expected)
-                    plain = case.run(request, result, share, plain)
+    for shape_name, operation, layout in cases(request):
+        shape = request.shapes[shape_name]
+        work: Work | None = None
+        plain: float | None = None  # NumPy has one thread: timed with the first number of threads, for all of them
+        for threads in request.threads:
+            progress(f"{operation}, {shape_name}, {layout}, {threads} thread{'s' * (threads > 1)}")
+            if work is None:
+                work = make_work(operation, shape, layout, request)
+            plain = _Case(operation, shape_name, shape, layout, threads, work).run(request, result, share, plain)
     add_limits(result)
     return result
+
+
+class Work(Protocol):
+    """What is timed in one layout, with any number of threads."""
+
+    expected: tuple[Array, ...]
+    bytes: int  # that have to move
+    array_bytes: int  # of what the limit's parts run over
+
+    def ours(self, backend: str, threads: int) -> Contestant:
+        """One of our backends."""
+
+    def plain(self) -> Contestant | None:
+        """NumPy."""
+
+    def peers(self, threads: int) -> list[Contestant]:
+        """The other libraries that are installed."""
+
+    def limit_parts(self, threads: int) -> dict[str, Run]:
+        """What the limit is made of."""
+
+
+def make_work(operation: str, shape: tuple[int, ...], layout: str, request: Request) -> Work:
+    """Preprocessing of pictures, or a row of the operation table."""
+    if operation == preprocessing.NAME:
+        return preprocessing.Work(pictures.raw(request.pictures, shape), layout)
+    row = ops.OPERATIONS[operation]
+    return _RowWork(row, make_inputs(row, shape, layout, request))
+
+
+class _RowWork:
+    def __init__(self, row: Operation, inputs: Inputs) -> None:
+        self._row, self._inputs = row, inputs
+        self._out = np.zeros_like(inputs["x"])
+        self.expected = row.reference(contestants.fresh(inputs, row))
+        self.bytes, self.array_bytes = row.bytes_moved(inputs["x"]), inputs["x"].nbytes
+
+    def ours(self, backend: str, threads: int) -> Contestant:
+        return contestants.backend(self._row, self._inputs, backend, threads, self._out)
+
+    def plain(self) -> Contestant | None:
+        return contestants.numpy(self._row, self._inputs)
+
+    def peers(self, threads: int) -> list[Contestant]:
+        contestants.set_torch_threads(threads)
+        found = contestants.torch(self._row, self._inputs)
+        return [] if found is None else [found]
+
+    def limit_parts(self, threads: int) -> dict[str, Run]:
+        from cpunorm import native
+
+        whole = self._out.nbytes // 4 * 4
+        source, to = (array.reshape(-1).view(np.uint8)[:whole].view(np.float32) for array in (self._inputs["x"], self._out))
+        return {
+            COPY: lambda: native.copy_limit(to, source, threads, stream=False),
+            STREAM: lambda: native.copy_limit(to, source, threads, stream=True),
+            READ: lambda: native.read_limit(source, threads),
+        }
 
 
 def make_inputs(row: Operation, shape: tuple[int, ...], layout: str, request: Request) -> Inputs:
@@ -185,47 +263,45 @@ def make_inputs(row: Operation, shape: tuple[int, ...], layout: str, request: Re
 
 @dataclass(frozen=True)
 class _Case:
-    row: Operation
+    operation: str
     shape_name: str
     shape: tuple[int, ...]
     layout: str
     threads: int
-    inputs: Inputs
-    out: Array
-    expected: tuple[Array, ...]
+    work: Work
 
     def run(self, request: Request, result: Result, share: float, plain: float | None) -> float | None:
         """Append rows, the limit and problems to `result`; returns NumPy's seconds."""
-        contestants.set_torch_threads(self.threads)
+        work = self.work
         checked: list[tuple[Contestant, float]] = []
         for contestant in self._contestants(request.backends, with_numpy=plain is None, result=result):
-            good, largest = contestants.deviation(contestant.results(contestant.run()), self.expected, **contestant.tolerance)
+            good, largest = contestants.deviation(contestant.results(contestant.run()), work.expected, **contestant.tolerance)
             if good:
                 checked.append((contestant, largest))
             else:
                 result.problems.append(
-                    f"not timed: {contestant.name}, {self.row.name}, {self.shape_name}, {self.layout}, {self.threads} threads: "
+                    f"not timed: {contestant.name}, {self.operation}, {self.shape_name}, {self.layout}, {self.threads} threads: "
                     f"differs from the reference by {largest:.2g}"
                 )
-        parts = self._limit_parts() if request.has_limit and checked else {}
+        parts = work.limit_parts(self.threads) if request.has_limit and checked else {}
         timings = take_turns([contestant.run for contestant, _ in checked] + [*parts.values()], share, request.least)
         if parts:
             measured = dict(zip(parts, timings[len(checked) :], strict=True))
-            result.limits.append(Limit(self.row.name, self.shape_name, self.layout, self.threads, self.inputs["x"].nbytes, measured))
+            result.limits.append(Limit(self.operation, self.shape_name, self.layout, self.threads, work.array_bytes, measured))
         for (contestant, _), timing in zip(checked, timings, strict=False):
             if contestant.name == contestants.NUMPY:
                 plain = timing.minimum
         for (contestant, largest), timing in zip(checked, timings, strict=False):
             result.rows.append(
                 Row(
-                    operation=self.row.name,
+                    operation=self.operation,
                     shape_name=self.shape_name,
                     shape=self.shape,
                     layout=self.layout,
                     contestant=contestant.name,
                     threads=1 if contestant.name in (contestants.NUMPY, "numpy") else self.threads,
                     timing=timing,
-                    bytes=self.row.bytes_moved(self.inputs["x"]),
+                    bytes=work.bytes,
                     numpy=plain,
                     largest_error=largest,
                     case_threads=self.threads,
@@ -239,22 +315,10 @@ class _Case:
             if name == "numba" and self.threads > _numba_threads():
                 result.problems.append(f"skipped: numba with {self.threads} threads: its pool has {_numba_threads()}")
             elif name != "numpy" or self.threads == 1 or with_numpy:
-                found.append(contestants.backend(self.row, self.inputs, name, self.threads, self.out))
+                found.append(self.work.ours(name, self.threads))
         if with_numpy:
-            found.append(contestants.numpy(self.row, self.inputs))
-        found.append(contestants.torch(self.row, self.inputs))
-        return [contestant for contestant in found if contestant is not None]
-
-    def _limit_parts(self) -> dict[str, Run]:
-        from cpunorm import native
-
-        whole = self.out.nbytes // 4 * 4
-        source, to = (array.reshape(-1).view(np.uint8)[:whole].view(np.float32) for array in (self.inputs["x"], self.out))
-        return {
-            COPY: lambda: native.copy_limit(to, source, self.threads, stream=False),
-            STREAM: lambda: native.copy_limit(to, source, self.threads, stream=True),
-            READ: lambda: native.read_limit(source, self.threads),
-        }
+            found.append(self.work.plain())
+        return [contestant for contestant in (*found, *self.work.peers(self.threads)) if contestant is not None]
 
 
 def _numba_threads() -> int:

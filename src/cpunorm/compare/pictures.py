@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from cpunorm import loader
 
 Array = np.ndarray[Any, Any]
 
@@ -18,31 +19,35 @@ def load(folder: Path | None) -> list[Array]:
     if folder is None:
         from matplotlib.cbook import get_sample_data
 
-        return [_decode(get_sample_data("grace_hopper.jpg", asfileobj=False))]
+        return [loader.load(get_sample_data("grace_hopper.jpg", asfileobj=False))]
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of pictures")
-    suffixes = Image.registered_extensions()
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+    files = loader.find([folder])
     if not files:
         raise ValueError(f"there is no picture in {folder}")
-    return [_decode(file) for file in files[:MOST]]
+    return [_bytes(loader.load(file)) for file in files[:MOST]]
 
 
-def _decode(file: Any) -> Array:
-    with Image.open(file) as picture:
-        return np.asarray(picture.convert("RGB"))
+def _bytes(picture: Array) -> Array:
+    return picture if picture.dtype == np.uint8 else (picture >> 8).astype(np.uint8)
 
 
-def batch(pictures: list[Array], shape: tuple[int, ...]) -> Array:
-    """Channels first, float32, values from 0 to 1. Pictures are cut or tiled to size, each from another corner: no two are the same."""
-    count, _, height, width = shape
-    made = np.empty(shape, np.float32)
+def raw(pictures: list[Array], shape: tuple[int, ...]) -> Array:
+    """Channels last, uint8; `shape` is channels first. Pictures are cut or tiled to size, each from another corner: no two are the same."""
+    count, channels, height, width = shape
+    made = np.empty((count, height, width, channels), np.uint8)
     for index in range(count):
         picture = pictures[index % len(pictures)]
         rows, columns = (
             (np.arange(size) + index * step) % available
             for size, step, available in ((height, 37, picture.shape[0]), (width, 53, picture.shape[1]))
         )
-        made[index] = picture[np.ix_(rows, columns)].transpose(2, 0, 1)
+        made[index] = picture[np.ix_(rows, columns)]
+    return made
+
+
+def batch(pictures: list[Array], shape: tuple[int, ...]) -> Array:
+    """The same channels first, float32, values from 0 to 1."""
+    made = np.ascontiguousarray(raw(pictures, shape).transpose(0, 3, 1, 2), np.float32)
     made /= 255
     return made

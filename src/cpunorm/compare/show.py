@@ -18,15 +18,17 @@ from rich.table import Table
 
 from cpunorm import check, machine, report
 from cpunorm.compare import contestants
-from cpunorm.compare.measure import READ, Request, Result, Row
+from cpunorm.compare.measure import COPY, STREAM, Request, Result, Row
 
+PEERS = {"torch": "torch", "opencv-python-headless": "cv2"}  # packages, and their modules
 WIDTH = 130  # of the table where there is no terminal to ask
 LIMIT_TEXT = (
     "The limit is what this machine's memory allows: a copy of x, by ordinary or by streaming stores, whichever is faster, and where an "
     "operation has to read x twice (training) one read of x; measured by cpunorm's C part in the same rounds, on the same arrays, with the "
     "same number of threads; the best that the run has seen for that size and number. GB/s counts the bytes of the same trips. Times are "
     "the fastest of the rounds. cpunorm writes into an array that it is given; NumPy and PyTorch allocate their results, as they do by "
-    "default."
+    "default. preprocess is uint8 pictures, NHWC, to normalized float32 in the layout named: its limit is those bytes read and these "
+    "written, and PyTorch writes into memory it has, by the fastest of three ways."
 )
 
 
@@ -71,7 +73,7 @@ def machine_line(request: Request) -> str:
 
 
 def _versions() -> list[str]:
-    packages = ["cpunorm", "numpy", "numba"] + ["torch"] * (find_spec("torch") is not None)
+    packages = ["cpunorm", "numpy", "numba"] + [name for name, module in PEERS.items() if find_spec(module)]
     return [f"{package} {report._version(package)}" for package in packages]
 
 
@@ -156,7 +158,7 @@ def write_json(file: Path, request: Request, result: Result, problems: list[str]
     """Everything that was measured."""
     content = {
         "machine": dict(report.facts()),
-        "versions": {"numpy": np.__version__, **{name: report._version(name) for name in ("cpunorm", "numba", "torch")}},
+        "versions": {"numpy": np.__version__, **{name: report._version(name) for name in ("cpunorm", "numba", *PEERS)}},
         "dtype": request.dtype,
         "threads": list(request.threads),
         "headline": headline(result),
@@ -170,7 +172,10 @@ def write_json(file: Path, request: Request, result: Result, problems: list[str]
                     "layout": limit.layout,
                     "threads": limit.threads,
                     "parts": {
-                        part: {**asdict(timing), "gb_per_second": (1 if part == READ else 2) * limit.array_bytes / timing.minimum / 1e9}
+                        part: {
+                            **asdict(timing),
+                            "gb_per_second": (2 if part in (COPY, STREAM) else 1) * limit.array_bytes / timing.minimum / 1e9,
+                        }
                         for part, timing in limit.parts.items()
                     },
                 }

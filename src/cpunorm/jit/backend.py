@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
 from numba import njit, types
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.sigutils import normalize_signature
 
+from cpunorm import forks
 from cpunorm.jit import drivers, kernels, threads
-from cpunorm.jit.cache import kernel_cache
+from cpunorm.jit.cache import KernelCache
 from cpunorm.jit.lowlevel import FASTMATH, STEP_RECORD
 from cpunorm.program import SLOTS
 
 name = "numba"
-_lock = threading.RLock()
 _ELEMENTS = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}  # `vectors` says how
 _OPTIONS = {"error_model": "numpy", "boundscheck": False, "fastmath": FASTMATH}
+forks.locks.append(global_compiler_lock)  # another user of Numba may be compiling
 
 
 class _Kernel(CFunc):
@@ -27,7 +28,7 @@ class _Kernel(CFunc):
 
     def __init__(self, function: Callable[..., None], signature: Any) -> None:
         super().__init__(function, normalize_signature(signature), locals={}, options=_OPTIONS)
-        self._cache = kernel_cache(function.__name__)
+        self._cache = KernelCache(function.__name__)
 
 
 _compiled: dict[tuple[str, str], _Kernel] = {}
@@ -37,7 +38,10 @@ def address(kernel: str, dtype: str) -> int:
     """The address of a kernel or stage for elements of `dtype`, compiled (or loaded from the cache) if need be."""
     if kernel not in kernels.OF_ELEMENTS and dtype != "float64":
         dtype = "float32"  # what 16-bit elements are computed in
-    with _lock:
+    found = _compiled.get((kernel, dtype))
+    if found is not None:
+        return cast(int, found.address)
+    with forks.undisturbed():
         found = _compiled.get((kernel, dtype))
         if found is None:
             value = types.CPointer(_ELEMENTS[dtype])
@@ -53,12 +57,11 @@ def address(kernel: str, dtype: str) -> int:
 
 
 def _driver(function: Callable[..., None], parallel: bool) -> Callable[..., None]:
-    with _lock:
-        dispatcher: Any = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
-        dispatcher._cache = kernel_cache(function.__name__)
-        dispatcher.compile(types.void(*[types.intp] * (2 + len(SLOTS))))
-        dispatcher.disable_compile()
-        return cast(Callable[..., None], dispatcher)
+    dispatcher: Any = njit(nogil=True, error_model="numpy", parallel=parallel)(function)
+    dispatcher._cache = KernelCache(function.__name__)
+    dispatcher.compile(types.void(*[types.intp] * (2 + len(SLOTS))))
+    dispatcher.disable_compile()
+    return cast(Callable[..., None], dispatcher)
 
 
 @cache
@@ -68,18 +71,14 @@ def _serial() -> Callable[..., None]:
 
 @cache
 def _parallel() -> Callable[..., None] | None:
-    if threads.choose() is None:
+    if threads.choose() is None or not threads.launch():
         return None
-    threads.launch()
     return _driver(drivers.run_parallel, parallel=True)
 
 
 def driver(count: int) -> tuple[Callable[..., None], int]:
     """The function that runs a program on `count` threads, and the number of threads to pass to it."""
     count = min(count, threads.pool_size())
-    if count > 1 and not threads.forked():
-        with _lock:
-            parallel = _parallel()
-        if parallel is not None:
-            return parallel, count
-    return _serial(), 1
+    with forks.undisturbed():
+        parallel = _parallel() if count > 1 and not forks.forked() else None
+        return (_serial(), 1) if parallel is None else (parallel, count)

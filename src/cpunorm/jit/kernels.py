@@ -7,10 +7,13 @@ computed in, float32 or float64. Kernels of elements are compiled for each E, al
 ===================================  =====================================================================================
 ``moments_runs/columns``             forward: (count, mean, M2) of pieces
 ``sums_runs/columns/rows``           backward: sum(g), sum(g (x - mean)) of pieces
+``counts_runs/columns``              exact sum(x), sum(x^2) of pieces, uint8 and uint16
 ``fold_...``                         tables to tables: pieces merged, statistics and sums to coefficients and results
 ``affine_runs/columns/rows``         y = act((x - m) s + t + (r - n) q)
 ``window[_gradient]_runs/columns``   local response norm
-stages                               activation of a tile; its load and store for local response norm
+``planes``, ``pixels``               pictures to y = (x - m) s + t, channels first or last
+``resize_rows``                      the same of resized pictures
+stages                               activation of a tile; its load and store for local response norm and pictures
 ===================================  =====================================================================================
 """
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cpunorm.jit import affine, folds, moments, stages, sums, windows
+from cpunorm.jit import affine, counts, folds, moments, pictures, stages, sums, windows
 from cpunorm.jit.lowlevel import has_f16c
 
 OF_ELEMENTS: dict[str, Callable[..., None]] = {
@@ -37,6 +40,8 @@ OF_ELEMENTS: dict[str, Callable[..., None]] = {
 KERNELS: dict[str, Callable[..., None]] = OF_ELEMENTS | {
     kernel.__name__: kernel
     for kernel in (
+        counts.counts_runs,
+        counts.counts_columns,
         folds.fold_moments,
         folds.fold_sums,
         folds.fold_statistics,
@@ -51,6 +56,9 @@ KERNELS: dict[str, Callable[..., None]] = OF_ELEMENTS | {
         windows.window_columns,
         windows.window_gradient_runs,
         windows.window_gradient_columns,
+        pictures.planes,
+        pictures.pixels,
+        pictures.resize_rows,
     )
 }
 F16C = has_f16c()
@@ -61,10 +69,14 @@ STAGES: dict[str, Callable[..., None]] = {
     stage.__name__: stage
     for stage in (
         stages.load_bfloat16,
+        stages.load_uint8,
+        stages.load_uint16,
         stages.hardswish,
         stages.silu,
         stages.store_plain,
         stages.store_stream,
         stages.store_bfloat16,
+        stages.store_int8,
+        stages.store_uint8,
     )
 }

@@ -13,6 +13,7 @@ from cpunorm.jit.lowlevel import (
     HALVES,
     VECTOR_BYTES,
     address,
+    as_uint8,
     as_uint16,
     as_uint32,
     bits_of,
@@ -28,6 +29,7 @@ from cpunorm.jit.lowlevel import (
 )
 
 U = np.uint32
+ROUND = np.float32(1.5 * 2.0**23)  # added to a small number, it leaves the nearest whole one in the sum's last bits, ties to even
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 0.693145751953125  # 16 bits: whole multiples of it are exact in float32
 LN2_LOW = 1.4286068203094173e-06
@@ -69,6 +71,22 @@ def load_bfloat16(tile, x, count):
     z = view(as_uint32(tile), 0, count)
     for q in range(count):
         z[q] = U(v[q]) << U(16)
+
+
+def load_uint8(tile, x, count):
+    """Exact."""
+    v = view(as_uint8(x), 0, count)
+    z = view(tile, 0, count)
+    for q in range(count):
+        z[q] = v[q]
+
+
+def load_uint16(tile, x, count):
+    """Exact."""
+    v = view(as_uint16(x), 0, count)
+    z = view(tile, 0, count)
+    for q in range(count):
+        z[q] = v[q]
 
 
 # ---------------------------------------------------------------- activation
@@ -187,3 +205,27 @@ def store_bfloat16(y, tile, count):
         rounded = (f + U(0x7FFF) + ((f >> U(16)) & U(1))) >> U(16)
         quiet = (f >> U(16)) | U(0x40)
         z[q] = np.uint16(quiet if (f & U(0x7FFFFFFF)) > U(0x7F800000) else rounded)
+
+
+@inline
+def rounded(value, low, high):
+    """To nearest, ties to even, between `low` and `high`; NaN becomes `low`. As a number of 32 bits, two's complement."""
+    inside = value if value > low else low
+    inside = inside if inside < high else high
+    return U(bits_of(inside + ROUND) - bits_of(ROUND))
+
+
+def store_uint8(y, tile, count):
+    """Rounded and clipped."""
+    v = view(tile, 0, count)
+    z = view(as_uint8(y), 0, count)
+    for q in range(count):
+        z[q] = np.uint8(rounded(v[q], np.float32(0), np.float32(255)))
+
+
+def store_int8(y, tile, count):
+    """Rounded and clipped; the last byte of the bits, two's complement as it is."""
+    v = view(tile, 0, count)
+    z = view(as_uint8(y), 0, count)
+    for q in range(count):
+        z[q] = np.uint8(rounded(v[q], np.float32(-128), np.float32(127)) & U(255))

@@ -13,28 +13,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import os
 import warnings
 from functools import cache
 
 import numba
 from numba.np.ufunc import parallel
 
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def forked() -> bool:
-    """Whether this process was forked after this module was loaded. Threads do not survive a fork: it computes serially."""
-    return _forked
+# What others may have asked Numba for (NUMBA_THREADING_LAYER, numba.config.THREADING_LAYER), and the layers that are safe and keep to it.
+# "forksafe" is for their forked children: there GNU's OpenMP kills.
+_SAFE = {"default": ("tbb", "omp"), "threadsafe": ("tbb", "omp"), "omp": ("omp",), "tbb": ("tbb",), "safe": ("tbb",), "forksafe": ("tbb",)}
 
 
 def _load_tbb() -> bool:
@@ -67,25 +54,41 @@ def _has_omp() -> bool:
 def choose() -> str | None:
     """The layer that the parallel driver will run on, None where there is no safe one. Says so once."""
     if parallel._is_initialized:  # somebody else's choice
-        layer = str(parallel.threading_layer())
-        if layer != "workqueue":
-            return layer
-        reason = "another user of Numba in this process chose the workqueue layer, which aborts when two Python threads use it"
-    elif _load_tbb():
-        numba.config.THREADING_LAYER = "tbb"
-        return "tbb"
-    elif _has_omp():
-        numba.config.THREADING_LAYER = "omp"
-        return "omp"
+        return _running()
+    asked = str(numba.config.THREADING_LAYER).lower()
+    safe = _SAFE.get(asked, ())
+    for layer in numba.config.THREADING_LAYER_PRIORITY:
+        if layer in safe and (_load_tbb() if layer == "tbb" else _has_omp()):
+            numba.config.THREADING_LAYER = layer
+            return str(layer)
+    if not safe:
+        _serial_because(f"Numba is set to the threading layer {asked!r}, which aborts when two Python threads use it")
+    elif len(safe) == 1:
+        _serial_because(f"Numba is set to the threading layer {asked!r}, and {safe[0]} cannot be loaded")
     else:
-        reason = "neither TBB nor OpenMP can be loaded (pip install tbb)"
-    warnings.warn(f"cpunorm: Numba's kernels run on one thread: {reason}", RuntimeWarning, stacklevel=4)
+        _serial_because("neither TBB nor OpenMP can be loaded (pip install tbb)")
     return None
 
 
-def launch() -> None:
-    """Start the layer's threads, which registers the names that the parallel driver is linked with."""
+def _running() -> str | None:
+    layer = str(parallel.threading_layer())
+    if layer != "workqueue":
+        return layer
+    _serial_because("another user of Numba in this process chose the workqueue layer, which aborts when two Python threads use it")
+    return None
+
+
+def _serial_because(reason: str) -> None:
+    warnings.warn(f"cpunorm: Numba's kernels run on one thread: {reason}", RuntimeWarning, stacklevel=5)
+
+
+def launch() -> bool:
+    """Start the layer's threads, which registers the names that the parallel driver is linked with; whether it is a safe one.
+
+    Somebody else may have launched another one since `choose`.
+    """
     parallel._launch_threads()
+    return _running() is not None
 
 
 def pool_size() -> int:

@@ -1,0 +1,328 @@
+"""Cold and locked-down places: the kernel cache where nothing can be written or others can write, on a full disk, at starts at once.
+
+Each run is a process of its own that needs one kernel (the stage relu): a fork of one that has imported Numba, which is what a start
+waits for; where imports, users and rights matter too, a new interpreter.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import python
+
+import cpunorm
+
+pytest.importorskip("numba")
+
+# Prints whether relu is right, how often the cache had it and had not, and what went wrong.
+RELU = """
+import ctypes, json
+import numpy as np
+from cpunorm.jit import backend, cache
+x, y = np.array([-1, 2, np.nan], np.float32), np.zeros(3, np.float32)
+relu = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t)(backend.address("relu", "float32"))
+relu(y.ctypes.data, x.ctypes.data, 3)
+print(json.dumps([np.array_equal(y, [0, 2, np.nan], equal_nan=True), cache.hits, cache.misses, cache.problems]))
+"""
+# What `cpunorm doctor` says about the cache.
+DOCTOR = "\nfrom cpunorm import report\nprint('\\n'.join(report.cache_lines()))"
+# root may write anywhere: give that up (it stays the owner of its files). The bounding set counts from the next exec on.
+DROP_OVERRIDE = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+
+
+def results(printed):
+    """(right, hits, misses, problems, what the doctor says)"""
+    first, *doctor = printed.splitlines()
+    return (*json.loads(first), "\n".join(doctor))
+
+
+# Runs what a line of JSON says, [code, NUMBA_CACHE_DIR], in a fork, and then prints its exit code.
+FORKS = """
+import json, os, sys, traceback, warnings
+import cpunorm.jit.backend, cpunorm.report
+warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forks beside threads: none was started here
+for line in sys.stdin:
+    code, os.environ["NUMBA_CACHE_DIR"] = json.loads(line)
+    child = os.fork()
+    if not child:
+        try:
+            exec(code, {})
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        sys.stdout.flush()
+        os._exit(0)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def in_fork(tmp_path_factory):
+    """What a fork prints that runs `code` with the cache in `folder`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    errors = tmp_path_factory.mktemp("forks") / "errors"
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as server,
+    ):
+
+        def run(code, folder):
+            server.stdin.write(json.dumps([code, str(folder)]) + "\n")
+            server.stdin.flush()
+            lines = list(_until_ended(server.stdout))
+            assert lines.pop() == "ended 0", errors.read_text()
+            return "\n".join(lines)
+
+        yield run
+        server.stdin.close()
+
+
+def _until_ended(stream):
+    """Lines up to the one that says how a fork ended, or to the end of everything."""
+    for line in stream:
+        yield line.rstrip("\n")
+        if line.startswith("ended "):
+            return
+    yield "ended before"
+
+
+@pytest.fixture(scope="module")
+def relu(in_fork):
+    return lambda folder, before="": results(in_fork(before + RELU + DOCTOR, folder))
+
+
+def locked_down(code, **environment):
+    """As `python`, by a process that file modes bind even if it is root's."""
+    start = ["-c", DROP_OVERRIDE] if os.geteuid() == 0 else []
+    command = [sys.executable, *start, "-W", "error", "-c", code]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """A container image: the package in a site-packages of its own, its one kernel baked, then nothing writable."""
+    image = tmp_path_factory.mktemp("image")
+    shutil.copytree(
+        Path(cpunorm.__file__).parent, image / "site-packages" / "cpunorm", ignore=shutil.ignore_patterns("__pycache__", "*.so")
+    )
+    (image / "home").mkdir()
+    os.umask(before := os.umask(0))
+    os.umask(0o002)  # of many desktops: what we make is not for the group to write all the same
+    try:
+        assert in_image(image, python)[:4] == (True, 0, 1, [])
+    finally:
+        os.umask(before)
+    for path in [image, *image.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield image
+    for path in [image, *image.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o755)
+
+
+def in_image(image, start=locked_down, **environment):
+    place = {"PYTHONPATH": str(image / "site-packages"), "HOME": str(image / "home"), "NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": ""}
+    return results(start(RELU + DOCTOR, **{**place, "PYTHONDONTWRITEBYTECODE": "1", **environment}))
+
+
+def test_a_read_only_baked_cache_is_used(image):
+    right, hits, misses, problems, doctor = in_image(image)
+    assert (right, hits, misses, problems) == (True, 1, 0, [])
+    assert "read, not written (Permission denied), 1 kernels for this machine" in doctor
+    assert "no folder can be written" in doctor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, "1 for another CPU ("),
+        ({"NUMBA_CPU_FEATURES": ""}, "1 for other versions or instruction sets"),
+    ],
+    ids=["model", "features"],
+)
+def test_a_baked_cache_of_another_cpu_is_a_miss(environment, said, image):
+    right, hits, misses, problems, doctor = in_image(image, **environment)
+    assert (right, hits, misses, problems) == (True, 0, 1, [])
+    assert f"0 kernels for this machine, {said}" in doctor
+
+
+def test_a_read_only_image_with_a_writable_home(image, tmp_path):
+    """What the image lacks is kept at home: here, the kernel for another CPU."""
+    environment = {"HOME": str(tmp_path), "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    assert in_image(image, **environment)[:4] == (True, 0, 1, [])
+    right, hits, misses, problems, doctor = in_image(image, **environment)
+    assert (right, hits, misses, problems) == (True, 1, 0, [])
+    assert f"{tmp_path}/.cache/cpunorm: written and read, 1 kernels for this machine" in doctor
+
+
+def test_nothing_can_be_written(tmp_path):
+    tmp_path.chmod(0o555)
+    right, hits, misses, problems, doctor = results(locked_down(RELU + DOCTOR, NUMBA_CACHE_DIR=str(tmp_path)))
+    assert (right, hits, misses, problems) == (True, 0, 1, [])
+    assert "not used (Permission denied), 0 kernels" in doctor
+    assert "compiled in each process: no folder can be written" in doctor
+    tmp_path.chmod(0o755)
+
+
+def test_another_user(tmp_path, relu):
+    """Nobody, without a home, reads what root has baked, and refuses what another one has."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    interpreter = f"/usr/bin/python3.{sys.version_info.minor}"  # ours may be at root's home
+    site = [path for path in sys.path if path.endswith("site-packages")]
+    environment = {"PATH": "/usr/bin", "HOME": "/nonexistent", "PYTHONPATH": ":".join([str(Path(cpunorm.__file__).parents[1]), *site])}
+
+    def nobody(code, **more):
+        command, place = [interpreter, "-c", code], tempfile_for_all(tmp_path)
+        done = subprocess.run(
+            command,
+            env={**environment, **more},
+            cwd=place,
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout.strip(), done.stderr
+
+    status, _, why = nobody("import numpy") if os.path.exists(interpreter) else (1, "", f"no {interpreter}")
+    if status:
+        pytest.skip(f"another user has no interpreter here: {why[-200:]}")
+    folder = tempfile_for_all(tmp_path) / "cpunorm"
+    baked = relu(folder.parent)  # by root
+    assert baked[:4] == (True, 0, 1, [])
+    status, printed, why = nobody(RELU + DOCTOR, NUMBA_CACHE_DIR=str(folder.parent))
+    assert status == 0, why
+    right, hits, misses, problems, doctor = results(printed)
+    assert (right, hits, misses, problems) == (True, 1, 0, [])
+    assert "read, not written (Permission denied)" in doctor
+    for path in [folder, *folder.iterdir()]:
+        os.chown(path, 4242, 4242)
+    _, printed, _ = nobody(RELU + DOCTOR, NUMBA_CACHE_DIR=str(folder.parent))
+    right, hits, misses, problems, doctor = results(printed)
+    assert (right, hits, misses) == (True, 0, 1)
+    assert "belongs to another user (uid 4242)" in problems[0]
+    assert "refused (belongs to another user (uid 4242))" in doctor
+
+
+def tempfile_for_all(tmp_path):
+    """A folder in `tmp_path` that everybody can reach."""
+    place = Path("/tmp") / f"cpunorm-{os.getpid()}-{tmp_path.name}"
+    place.mkdir(exist_ok=True)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers(tmp_path):
+    yield
+    shutil.rmtree(Path("/tmp") / f"cpunorm-{os.getpid()}-{tmp_path.name}", ignore_errors=True)
+
+
+def test_what_others_can_write_is_refused(tmp_path, relu, in_fork):
+    """A folder, and a file in a folder that is ours: not run, not written over, and said. A file under another's name neither."""
+    folder = tmp_path / "cpunorm"
+    assert relu(tmp_path)[:4] == (True, 0, 1, [])
+    assert folder.stat().st_mode & 0o777 == 0o755
+    (file,) = folder.iterdir()
+    folder.chmod(0o777)
+    right, hits, misses, problems, doctor = relu(tmp_path)
+    assert (right, hits, misses) == (True, 0, 1)
+    assert "others may write to it" in problems[0]
+    assert "refused (others may write to it)" in doctor
+    folder.chmod(0o755)
+    file.chmod(0o664)
+    right, hits, misses, problems, doctor = relu(tmp_path)
+    assert (right, hits, misses) == (True, 0, 1)
+    assert "others may write to it" in problems[0]
+    assert file.stat().st_mode & 0o777 == 0o644  # a new one took its place
+    assert relu(tmp_path)[:4] == (True, 1, 0, [])
+    named = folder / file.name.replace("relu", "relu6")
+    file.rename(named)
+    code = RELU.replace('"relu"', '"relu6"') + DOCTOR
+    right, hits, misses, problems, doctor = results(in_fork(code, tmp_path))
+    assert (right, hits, misses) == (True, 0, 1)
+    assert "damaged" in problems[0]
+
+
+def test_damaged_files(tmp_path, relu, in_fork):
+    """The doctor finds them; a file that was half written aside is never read."""
+    relu(tmp_path)
+    (file,) = (tmp_path / "cpunorm").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[:-9])
+    assert "1 kernels for this machine (1 of them damaged or refused" in in_fork(DOCTOR, tmp_path)
+    (tmp_path / "cpunorm" / f"{file.stem}x.tmp").write_bytes(content[:99])
+    right, hits, misses, problems, doctor = relu(tmp_path)
+    assert (right, hits, misses, len(problems)) == (True, 0, 1, 1)
+    assert "1 kernels for this machine" in doctor
+    assert "damaged or" not in doctor
+    assert file.read_bytes() != content[:-9]
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A disk of `size` bytes at `folder`."""
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True, text=True, check=False)
+    if mount.returncode:
+        pytest.skip(f"no disk can be mounted here: {mount.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount here")
+def test_full_disk(tmp_path, relu):
+    with small_disk(tmp_path, 1 << 18):
+        filler = tmp_path / "filler"
+        filler.write_bytes(bytes(1 << 17))
+        # room for what is tried first, then none: it fills up in between
+        fill = "from cpunorm import machine\nassert machine.cache_folder()\n"
+        fill += f"open({str(tmp_path / 'more')!r}, 'wb').write(bytes(112 << 10))\n"
+        right, hits, misses, problems, doctor = relu(tmp_path, fill)
+        assert (right, hits, misses) == (True, 0, 1)
+        assert ["not kept ([Errno 28] No space left on device)" in problem for problem in problems] == [True]
+        assert list((tmp_path / "cpunorm").iterdir()) == []  # no half of a file
+        right, hits, misses, problems, doctor = relu(tmp_path)  # full from the start
+        assert (right, hits, misses, problems) == (True, 0, 1, [])
+        assert "read, not written (No space left on device)" in doctor
+        filler.unlink()
+        assert relu(tmp_path)[:4] == (True, 0, 1, [])
+        assert relu(tmp_path)[:4] == (True, 1, 0, [])
+
+
+def test_cold_starts_at_once(tmp_path, relu):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    started = [subprocess.Popen([sys.executable, "-c", RELU], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = [json.loads(process.communicate(timeout=100)[0]) for process in started]
+    assert all(right and hits + misses == 1 and not problems for right, hits, misses, problems in printed)
+    assert len(list((tmp_path / "cpunorm").iterdir())) == 1
+    assert relu(tmp_path)[:4] == (True, 1, 0, [])
+
+
+def test_warmup_says_that_nothing_is_kept(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("rich")
+    from cpunorm import cli, machine, warmup
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(warmup, "jobs", lambda: [("nothing", np.ones)])
+    monkeypatch.setattr(warmup, "warmup", lambda advance: None)
+    monkeypatch.setattr(machine, "cache_folders", lambda: (tmp_path / "file" / "cpunorm",))
+    monkeypatch.setattr(machine, "cache_folder", machine.cache_folder.__wrapped__)
+    assert cli.main(["warmup"]) == 1
+    assert "nothing is kept" in capsys.readouterr().err

@@ -1,0 +1,31 @@
+"""The examples run as they stand there, in a few small calls each."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CASES = {
+    "onnx_inference.py": (["--batch", "2", "--calls", "2"], ["onnx", "onnxruntime"], ["preprocessing 2 pictures", "largest difference"]),
+    "dataset_statistics.py": (["--count", "12"], ["PIL"], ["12 pictures", "mean = [0.", "std = [0."]),
+    "before_after.py": (["--batch", "2", "--side", "64", "--calls", "1"], [], ["preprocessing", "batch norm", "times"]),
+}
+
+
+def test_all_are_listed():
+    assert {file.name for file in EXAMPLES.glob("*.py")} == set(CASES)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.peer) if "onnx" in name else name for name in CASES])
+def test_example(name, tmp_path):
+    arguments, modules, expected = CASES[name]
+    for module in modules:
+        pytest.importorskip(module, reason=f"{name} needs {module}")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for text in expected:
+        assert text in done.stdout
