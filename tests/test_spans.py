@@ -201,16 +201,16 @@ def test_weight_and_bias_that_rows_lack_are_one_and_zero(second, kind, compiled)
 def test_values_that_begin_far_from_their_mean(shape, dtype, compiled):
     """A block is summed as differences from its first values; where these lie far off, again from its own mean.
 
-    A mean's error is measured by the deviation: its values cancel.
+    A mean's error is measured by the deviation: its values cancel. A lane adds up some 1300 values of runs of 3, fewer of long ones.
     """
     x = np.random.default_rng(6).normal(size=shape)
     x[0, :, :8] += 3000
     x = x.astype(dtype)
     mean, var = cn.mean_var(x, (0, 2), backend=compiled)
     wide = x.astype(np.float64)
-    limit = {"float32": 3e-7, "float64": 1e-14}[dtype]
+    limit = 2 * np.sqrt(1300) * np.finfo(dtype).eps
     assert_close(mean, wide.mean((0, 2)), rtol=0, atol=limit * wide.std())
-    assert_close(var, wide.var((0, 2)), rtol=2 * limit)
+    assert_close(var, wide.var((0, 2)), rtol=limit)
 
 
 @pytest.mark.parametrize("layout", ["NCL", "NLC"])
