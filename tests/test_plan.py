@@ -9,7 +9,7 @@ from test_layout import columns, runs
 
 from cpunorm import check, pictures, plan, program, recipes
 from cpunorm.jit import drivers, kernels, tile
-from cpunorm.layout import View
+from cpunorm.layout import View, find_view
 from cpunorm.machine import Caches
 from cpunorm.plan import Data, Resources
 from cpunorm.preprocessing import Preprocessor
@@ -136,7 +136,8 @@ def test_pieces_cover_the_view(make, view, second):
         for step in steps(make(view, Data(dtype, second), Resources(2, CACHES))):
             fields = step.fields
             if step.kernel.startswith(("moments_", "sums_")):
-                assert (fields["pieces"] - 1) * fields["length"] < fields["total"] <= fields["pieces"] * fields["length"]
+                pieces = fields["items"] if step.kernel == "sums_rows" else fields["pieces"]
+                assert (pieces - 1) * fields["length"] < fields["total"] <= pieces * fields["length"]
                 if step.kernel == "sums_rows":
                     assert fields["total"] * view.last == view.size
                 else:
@@ -462,3 +463,14 @@ def test_structs_are_those_of_c(name, native):
 def test_structs_have_no_gaps(struct):
     assert struct.itemsize == 8 * len(struct.names)
     assert all(struct[name] in (np.int64, np.float64) for name in struct.names)
+
+
+@pytest.mark.parametrize(("rows", "n"), [(1, 5), (300, 4000), (6304, 768), (4096, 4096), (3, 1000003), (100000, 7)])
+@pytest.mark.parametrize("threads", [1, 2, 64])
+def test_the_rows_of_a_partial_sum_are_one_threads(rows, n, threads):
+    view = find_view((rows, n), ((n, 1),) * 3, "kr")
+    made = recipes.row_gradients(view, Data("float32", True), Resources(threads, CACHES))
+    sums, parameters = (next(step for step in steps(made) if step.kernel == name) for name in ("sums_rows", "fold_row_parameters"))
+    assert made.phases[0].block % sums.fields["pieces"] == 0
+    assert parameters.fields["pieces"] == -(-sums.items // sums.fields["pieces"])
+    assert 16 * parameters.fields["pieces"] * n <= max(1 << 20, 16 * 16 * n)

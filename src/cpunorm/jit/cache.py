@@ -142,8 +142,8 @@ def census(folder: Path) -> Census:
     fit = damaged = 0
     other: Counter[str] = Counter()
     for path in folder.glob(f"*{SUFFIX}"):
-        kernel_and_cpu, environment, _ = path.stem.rsplit("-", 2)
-        its_cpu = kernel_and_cpu.partition("-")[2]
+        kernel_and_cpu, environment, _ = ["", "", *path.stem.rsplit("-", 2)][-3:]  # older versions had shorter names
+        its_cpu = kernel_and_cpu.partition("-")[2] or "an unknown CPU"
         if (its_cpu, environment) != (cpu, mine):
             other[its_cpu] += 1
             continue
