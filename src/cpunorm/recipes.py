@@ -220,6 +220,6 @@ def row_gradients(view: View, data: Data, resources: Resources) -> Plan:
         phases = (first,)
     else:
         phases = (phase_of(sums, item_bytes, threads), *fold_phases([fold], 1), phase_of(affine, affine_bytes(data), threads))
-    whole = replace(phases[0], block=-(-phases[0].block // each) * each)  # the items of a partial sum are one thread's, in their order
-    phases = (replace(whole, part=whole.part or 1), *phases[1:])
+    block = -(-phases[0].block // each) * each  # the items of a partial sum are one thread's, in their order
+    phases = (replace(phases[0], block=block), *phases[1:])
     return Plan((*phases, *fold_phases([parameters], pieces)), scratch.size, threads, affine=n)

@@ -37,7 +37,7 @@ PICTURE_RECORD = from_dtype(PICTURE)
 FASTMATH = {"contract", "nsz"}
 SUMMING = FASTMATH | {"reassoc"}
 inline = njit(fastmath=FASTMATH, error_model="numpy", nogil=True)
-inlined = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inlined = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # type: ignore[call-overload]
 summing = njit(fastmath=SUMMING, error_model="numpy", nogil=True)
 
 # ndarray's first field after the object header is its data pointer; it is part of NumPy's ABI (PyArray_DATA reads it so).
