@@ -11,7 +11,6 @@ python benchmarks/limits.py [--threads 2] [--only REGEX] [--seconds 2] [--backen
 """
 
 import argparse
-import ctypes
 import json
 import re
 import statistics
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cpunorm import machine, native, ops
-from cpunorm.compare import contestants
+from cpunorm.compare import contestants, heap
 
 TURN = 0.004  # seconds, or one call
 PAUSE = 0.003
@@ -89,14 +88,6 @@ def cases() -> list[Case]:
             found += [Case(name, shape, dtype=dtype, torch=1.4) for shape in [(32, 197, 768), (4096, 4096)]]
         found += [Case(f"{name}_backward", shape, torch=1) for shape in [(32, 197, 768), (4096, 4096)]]
     return found
-
-
-def keep_pages() -> None:
-    """Tell glibc to take all memory from a heap that never shrinks: a result of a size seen before has its pages already."""
-    libc = ctypes.CDLL(None)
-    trim_threshold, mmap_max, top_pad = -1, -4, -2
-    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 1 << 28)):
-        libc.mallopt(option, value)
 
 
 def aligned_like(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -170,7 +161,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--json")
     args = parser.parse_args()
-    keep_pages()
+    heap.keep_pages()
     backends = args.backends.split(",")
     print(f"{machine.cpu_name()}, {args.threads} threads")
     heads = "".join(f" {name + ' us':>9} {'%':>5}  {'x torch':>7} " for name in backends)

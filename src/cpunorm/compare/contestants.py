@@ -64,7 +64,7 @@ def numpy(row: Operation, inputs: Inputs) -> Contestant | None:
 
 
 def torch(row: Operation, inputs: Inputs) -> Contestant | None:
-    """PyTorch, where it is installed. It allocates its results, as it does for its users."""
+    """PyTorch, where it is installed. It allocates its results; `heap` has pages for them."""
     if find_spec("torch") is None:
         return None
     rank, layout = inputs["x"].ndim, inputs.get("layout")

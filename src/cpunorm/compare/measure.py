@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cpunorm import ops, samples
-from cpunorm.compare import contestants, pictures, preprocessing
+from cpunorm.compare import contestants, heap, pictures, preprocessing
 from cpunorm.compare.contestants import Contestant, Run
 from cpunorm.ops import Inputs, Operation
 
@@ -175,6 +175,7 @@ def case_count(request: Request) -> int:
 
 def run(request: Request, progress: Callable[[str], None]) -> Result:
     """Check and time everybody in all cases."""
+    heap.keep_pages()
     result = Result()
     share = request.seconds / (case_count(request) * (len(request.backends) + 5))
     for shape_name, operation, layout in cases(request):
