@@ -24,11 +24,11 @@ PEERS = {"torch": "torch", "opencv-python-headless": "cv2"}  # packages, and the
 WIDTH = 130  # of the table where there is no terminal to ask
 LIMIT_TEXT = (
     "The limit is what this machine's memory allows: a copy of x, by ordinary or by streaming stores, whichever is faster, and where an "
-    "operation has to read x twice (training) one read of x; measured by cpunorm's C part in the same rounds, on the same arrays, with the "
-    "same number of threads; the best that the run has seen for that size and number. GB/s counts the bytes of the same trips. Times are "
-    "the fastest of the rounds. cpunorm writes into an array that it is given; NumPy and PyTorch allocate their results, from a "
-    "heap that keeps its pages. preprocess is uint8 pictures, NHWC, to normalized float32 in the layout named: its limit is those bytes read and these "
-    "written, and PyTorch writes into memory it has, by the fastest of three ways."
+    "operation has to read x twice (training) one read of x; measured by cpunorm's C part in the same rounds, on the same arrays, with "
+    "the same number of threads; the best that the run has seen for that size and number. GB/s counts the bytes of the same trips. Times "
+    "are the fastest of the rounds. cpunorm writes into an array that it is given; NumPy and PyTorch allocate their results, from a heap "
+    "that keeps its pages. preprocess is uint8 pictures, NHWC, to normalized float32 in the layout named: its limit is those bytes read "
+    "and these written, and PyTorch writes into memory it has, by the fastest of three ways."
 )
 
 
