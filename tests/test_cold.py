@@ -1,6 +1,6 @@
 """Cold and locked-down places: the kernel cache where nothing can be written or others can write, on a full disk, at starts at once.
 
-Each run is a process of its own that needs one kernel (the stage relu): a fork of one that has imported Numba, which is what a start
+Each run is a process of its own that needs one kernel (the stage store_plain): a fork of one that has imported Numba, which is what a start
 waits for; where imports, users and rights matter too, a new interpreter.
 """
 
@@ -20,15 +20,15 @@ import cpunorm
 
 pytest.importorskip("numba")
 
-# Prints whether relu is right, how often the cache had it and had not, and what went wrong.
-RELU = """
+# Prints whether store_plain is right, how often the cache had it and had not, and what went wrong.
+COPY = """
 import ctypes, json
 import numpy as np
 from cpunorm.jit import backend, cache
 x, y = np.array([-1, 2, np.nan], np.float32), np.zeros(3, np.float32)
-relu = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t)(backend.address("relu", "float32"))
-relu(y.ctypes.data, x.ctypes.data, 3)
-print(json.dumps([np.array_equal(y, [0, 2, np.nan], equal_nan=True), cache.hits, cache.misses, cache.problems]))
+store_plain = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t)(backend.address("store_plain", "float32"))
+store_plain(y.ctypes.data, x.ctypes.data, 3)
+print(json.dumps([np.array_equal(y, x, equal_nan=True), cache.hits, cache.misses, cache.problems]))
 """
 # What `cpunorm doctor` says about the cache.
 DOCTOR = "\nfrom cpunorm import report\nprint('\\n'.join(report.cache_lines()))"
@@ -97,8 +97,8 @@ def _until_ended(stream):
 
 
 @pytest.fixture(scope="module")
-def relu(in_fork):
-    return lambda folder, before="": results(in_fork(before + RELU + DOCTOR, folder))
+def store_plain(in_fork):
+    return lambda folder, before="": results(in_fork(before + COPY + DOCTOR, folder))
 
 
 def locked_down(code, **environment):
@@ -134,7 +134,7 @@ def image(tmp_path_factory):
 
 def in_image(image, start=locked_down, **environment):
     place = {"PYTHONPATH": str(image / "site-packages"), "HOME": str(image / "home"), "NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": ""}
-    return results(start(RELU + DOCTOR, **{**place, "PYTHONDONTWRITEBYTECODE": "1", **environment}))
+    return results(start(COPY + DOCTOR, **{**place, "PYTHONDONTWRITEBYTECODE": "1", **environment}))
 
 
 def test_a_read_only_baked_cache_is_used(image):
@@ -170,14 +170,14 @@ def test_a_read_only_image_with_a_writable_home(image, tmp_path):
 
 def test_nothing_can_be_written(tmp_path):
     tmp_path.chmod(0o555)
-    right, hits, misses, problems, doctor = results(locked_down(RELU + DOCTOR, NUMBA_CACHE_DIR=str(tmp_path)))
+    right, hits, misses, problems, doctor = results(locked_down(COPY + DOCTOR, NUMBA_CACHE_DIR=str(tmp_path)))
     assert (right, hits, misses, problems) == (True, 0, 1, [])
     assert "not used (Permission denied), 0 kernels" in doctor
     assert "compiled in each process: no folder can be written" in doctor
     tmp_path.chmod(0o755)
 
 
-def test_another_user(tmp_path, relu):
+def test_another_user(tmp_path, store_plain):
     """Nobody, without a home, reads what root has baked, and refuses what another one has."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
@@ -204,16 +204,16 @@ def test_another_user(tmp_path, relu):
     if status:
         pytest.skip(f"another user has no interpreter here: {why[-200:]}")
     folder = tempfile_for_all(tmp_path) / "cpunorm"
-    baked = relu(folder.parent)  # by root
+    baked = store_plain(folder.parent)  # by root
     assert baked[:4] == (True, 0, 1, [])
-    status, printed, why = nobody(RELU + DOCTOR, NUMBA_CACHE_DIR=str(folder.parent))
+    status, printed, why = nobody(COPY + DOCTOR, NUMBA_CACHE_DIR=str(folder.parent))
     assert status == 0, why
     right, hits, misses, problems, doctor = results(printed)
     assert (right, hits, misses, problems) == (True, 1, 0, [])
     assert "read, not written (Permission denied)" in doctor
     for path in [folder, *folder.iterdir()]:
         os.chown(path, 4242, 4242)
-    _, printed, _ = nobody(RELU + DOCTOR, NUMBA_CACHE_DIR=str(folder.parent))
+    _, printed, _ = nobody(COPY + DOCTOR, NUMBA_CACHE_DIR=str(folder.parent))
     right, hits, misses, problems, doctor = results(printed)
     assert (right, hits, misses) == (True, 0, 1)
     assert "belongs to another user (uid 4242)" in problems[0]
@@ -233,41 +233,41 @@ def _no_leftovers(tmp_path):
     shutil.rmtree(Path("/tmp") / f"cpunorm-{os.getpid()}-{tmp_path.name}", ignore_errors=True)
 
 
-def test_what_others_can_write_is_refused(tmp_path, relu, in_fork):
+def test_what_others_can_write_is_refused(tmp_path, store_plain, in_fork):
     """A folder, and a file in a folder that is ours: not run, not written over, and said. A file under another's name neither."""
     folder = tmp_path / "cpunorm"
-    assert relu(tmp_path)[:4] == (True, 0, 1, [])
+    assert store_plain(tmp_path)[:4] == (True, 0, 1, [])
     assert folder.stat().st_mode & 0o777 == 0o755
     (file,) = folder.iterdir()
     folder.chmod(0o777)
-    right, hits, misses, problems, doctor = relu(tmp_path)
+    right, hits, misses, problems, doctor = store_plain(tmp_path)
     assert (right, hits, misses) == (True, 0, 1)
     assert "others may write to it" in problems[0]
     assert "refused (others may write to it)" in doctor
     folder.chmod(0o755)
     file.chmod(0o664)
-    right, hits, misses, problems, doctor = relu(tmp_path)
+    right, hits, misses, problems, doctor = store_plain(tmp_path)
     assert (right, hits, misses) == (True, 0, 1)
     assert "others may write to it" in problems[0]
     assert file.stat().st_mode & 0o777 == 0o644  # a new one took its place
-    assert relu(tmp_path)[:4] == (True, 1, 0, [])
-    named = folder / file.name.replace("relu", "relu6")
+    assert store_plain(tmp_path)[:4] == (True, 1, 0, [])
+    named = folder / file.name.replace("store_plain", "store_stream")
     file.rename(named)
-    code = RELU.replace('"relu"', '"relu6"') + DOCTOR
+    code = COPY.replace('"store_plain"', '"store_stream"') + DOCTOR
     right, hits, misses, problems, doctor = results(in_fork(code, tmp_path))
     assert (right, hits, misses) == (True, 0, 1)
     assert "damaged" in problems[0]
 
 
-def test_damaged_files(tmp_path, relu, in_fork):
+def test_damaged_files(tmp_path, store_plain, in_fork):
     """The doctor finds them; a file that was half written aside is never read."""
-    relu(tmp_path)
+    store_plain(tmp_path)
     (file,) = (tmp_path / "cpunorm").iterdir()
     content = file.read_bytes()
     file.write_bytes(content[:-9])
     assert "1 kernels for this machine (1 of them damaged or refused" in in_fork(DOCTOR, tmp_path)
     (tmp_path / "cpunorm" / f"{file.stem}x.tmp").write_bytes(content[:99])
-    right, hits, misses, problems, doctor = relu(tmp_path)
+    right, hits, misses, problems, doctor = store_plain(tmp_path)
     assert (right, hits, misses, len(problems)) == (True, 0, 1, 1)
     assert "1 kernels for this machine" in doctor
     assert "damaged or" not in doctor
@@ -287,32 +287,32 @@ def small_disk(folder, size):
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount here")
-def test_full_disk(tmp_path, relu):
+def test_full_disk(tmp_path, store_plain):
     with small_disk(tmp_path, 1 << 18):
         filler = tmp_path / "filler"
         filler.write_bytes(bytes(1 << 17))
         # room for what is tried first, then none: it fills up in between
         fill = "from cpunorm import machine\nassert machine.cache_folder()\n"
-        fill += f"open({str(tmp_path / 'more')!r}, 'wb').write(bytes(112 << 10))\n"
-        right, hits, misses, problems, doctor = relu(tmp_path, fill)
+        fill += f"open({str(tmp_path / 'more')!r}, 'wb').write(bytes(124 << 10))\n"
+        right, hits, misses, problems, doctor = store_plain(tmp_path, fill)
         assert (right, hits, misses) == (True, 0, 1)
         assert ["not kept ([Errno 28] No space left on device)" in problem for problem in problems] == [True]
         assert list((tmp_path / "cpunorm").iterdir()) == []  # no half of a file
-        right, hits, misses, problems, doctor = relu(tmp_path)  # full from the start
+        right, hits, misses, problems, doctor = store_plain(tmp_path)  # full from the start
         assert (right, hits, misses, problems) == (True, 0, 1, [])
         assert "read, not written (No space left on device)" in doctor
         filler.unlink()
-        assert relu(tmp_path)[:4] == (True, 0, 1, [])
-        assert relu(tmp_path)[:4] == (True, 1, 0, [])
+        assert store_plain(tmp_path)[:4] == (True, 0, 1, [])
+        assert store_plain(tmp_path)[:4] == (True, 1, 0, [])
 
 
-def test_cold_starts_at_once(tmp_path, relu):
+def test_cold_starts_at_once(tmp_path, store_plain):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    started = [subprocess.Popen([sys.executable, "-c", RELU], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    started = [subprocess.Popen([sys.executable, "-c", COPY], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     printed = [json.loads(process.communicate(timeout=100)[0]) for process in started]
     assert all(right and hits + misses == 1 and not problems for right, hits, misses, problems in printed)
     assert len(list((tmp_path / "cpunorm").iterdir())) == 1
-    assert relu(tmp_path)[:4] == (True, 1, 0, [])
+    assert store_plain(tmp_path)[:4] == (True, 1, 0, [])
 
 
 def test_warmup_says_that_nothing_is_kept(monkeypatch, capsys, tmp_path):

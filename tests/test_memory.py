@@ -49,10 +49,12 @@ print((after - before) // 1024, (resident() - after) // 1024)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the resident size in /proc")
 def test_calls_leave_nothing_behind(run, compiled):
-    """Kilobytes after 50,000 small calls, two bytes a call; after 2,000 shapes and as many refused calls, less than a plan each."""
+    """Kilobytes after 50,000 small calls, two bytes a call; after 2,000 shapes and as many refused calls, a fraction of a plan each,
+    whose structs alone take more than a kilobyte.
+    """
     calls, shapes = map(int, run(f"BACKEND = {compiled!r}\n" + GROWTH).split())
     assert calls < 100
-    assert shapes < 200
+    assert shapes < 1000
 
 
 NONE_LEFT = """

@@ -41,15 +41,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 random.seed(0)
 sys.unraisablehook = lambda problem: None  # an interrupt inside a destructor, which Python reports and drops
 
-def interrupt(seconds):
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    return timer
-
 def interrupted(delay, job):
-    timer = interrupt(delay)
+    timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
     try:
         try:
+            timer.start()  # in here: the signal may come before this returns
             job()
             timer.join()
         finally:
