@@ -2,7 +2,8 @@
 
 One pass over memory. A block of values in L1 is summed as d = x - shift and d * d in T, where the shift is the mean so far: then
 M2 = sum(d * d) - sum(d)^2 / n cancels little; where it would cancel half or more, the block is read again with its own mean as the
-shift. Blocks are merged in float64 by Chan, Golub and LeVeque's formula (1983): as accurate as two passes in float64.
+shift. Blocks are merged in float64 by Chan, Golub and LeVeque's formula (1983): as accurate as two passes in float64,
+but for runs shorter than a vector, all in one lane of it: 1300 squares of them cost 3e-6 of a variance in float32.
 """
 
 # ruff: noqa: ANN001, ANN201  (typed by the signatures in `cpunorm.jit.backend`)
