@@ -393,7 +393,7 @@ def test_tables_do_not_overlap(make, view, second):
                 columns = 3 if step.kernel == "fold_moments" else 2
                 places.add((fields["statistics"], fields["statistics"] + columns * fields["units"]))
             if step.kernel.startswith("affine_"):
-                values = 5 * fields["coefficient_count"] * (2 if dtype == "float64" else 1)
+                values = (5 if fields["has_second"] else 3) * fields["coefficient_count"] * (2 if dtype == "float64" else 1)
                 places.add((fields["coefficients"], fields["coefficients"] + -(-values // 2)))
         ends = sorted(places)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))

@@ -302,14 +302,15 @@ def merge_groups(each: int, units: int, where: dict[str, Value], scratch: Scratc
 def coefficients_table(
     count: int, outer: int, period: int, channels: int, data: Data, scratch: Scratch, *, pad: int = 0
 ) -> dict[str, Value]:
-    """A table of `count` rows of `period` and `pad` values, one row an outer index where `outer`."""
+    """A table of `count` rows of `period` and `pad` values, one row an outer index where `outer`: three, with a second operand five."""
     width = period + pad
     values = count * width
     return {
+        "has_second": int(data.second),
         "period": period,
         "width": width,
         "channels": channels,
-        "coefficients": scratch.take(5 * values, data.compute),
+        "coefficients": scratch.take((5 if data.second else 3) * values, data.compute),
         "coefficient_count": values,
         "coefficient_outer": width if outer else 0,
     }

@@ -81,11 +81,11 @@ def layer_norm(view: View, data: Data, resources: Resources, *, eps: float, cent
     scratch = Scratch()
     rows = view.outer * view.middle
     threads = threads_for((3 + data.second) * view.size * data.itemsize, resources)
-    coefficients = coefficients_table(rows, 1, 1, 1, data, scratch)
+    coefficients = coefficients_table(1, 0, rows, rows, data, scratch)
     affine = affine_step(view, data, coefficients, resources.caches, kernel="affine_rows")
     reduction = reduce("moments_runs", view, data, scratch, centred=centred)
     merge, where = merge_entries("fold_moments", reduction, scratch)
-    folds = (*merge, Step("fold_statistics", {"items": rows, "groups": 1, "eps": eps, **coefficients, **where}))
+    folds = (*merge, Step("fold_statistics", {"items": rows, "groups": rows, "eps": eps, **coefficients, **where}))
     return replace(scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches), affine=view.last)
 
 

@@ -459,15 +459,10 @@ def affine_rows(step, buffers, lo, hi):
             r = offset(second, outer * s.second_outer + m * s.second_middle + j)
             total = offset(sums, row * n + j) if address(sums) else sums
             result = result_of(s, to, offset(tile, f))
-            a = Row(
-                table[row],
-                table[row + coefficient_count],
-                table[row + 2 * coefficient_count],
-                table[row + 3 * coefficient_count],
-                table[row + 4 * coefficient_count],
-                offset(weight, j),
-                offset(bias, j),
-            )
+            center, scale, shift = table[row], table[row + coefficient_count], table[row + 2 * coefficient_count]
+            second_center = table[row + 3 * coefficient_count] if training else center
+            second_scale = table[row + 4 * coefficient_count] if training else scale
+            a = Row(center, scale, shift, second_center, second_scale, offset(weight, j), offset(bias, j))
             if training:
                 if tiled:
                     row_span(v, r, result, total, w, a, ahead, YES, YES, TILED)

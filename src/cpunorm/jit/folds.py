@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cpunorm.jit.lowlevel import address, as_float64, finite, inline, record, view
+from cpunorm.jit.lowlevel import address, as_float64, finite, inline, record, stack, view
 from cpunorm.jit.tile import (
     BIAS,
     GRAD_BIAS,
@@ -16,6 +16,7 @@ from cpunorm.jit.tile import (
     RUNNING_MEAN,
     RUNNING_VAR,
     SCRATCH,
+    TILE,
     WEIGHT,
     coefficients,
 )
@@ -90,39 +91,76 @@ def fold_statistics(step, buffers, lo, hi):
     """
     s = record(step)
     scratch = as_float64(buffers[SCRATCH])
-    total = view(scratch, s.statistics, s.units)
-    means = view(scratch, s.statistics + s.units, s.units)
-    m2 = view(scratch, s.statistics + 2 * s.units, s.units)
-    each = s.channels // s.groups
-    for u in range(lo, hi):
-        mean = means[u]
-        rstd = 1.0 / np.sqrt(m2[u] / total[u] + s.eps)
+    eps = s.eps
+    new = s.momentum
+    old = 1.0 - new
+    groups = s.groups
+    each = s.channels // groups
+    memory = stack(TILE, scratch)
+    means = view(stack(TILE, scratch), 0, TILE)  # a group's, as often as it has channels
+    rstds = view(stack(TILE, scratch), 0, TILE)
+    u = lo
+    while u < hi:  # units of one outer index
+        outer = u // groups
+        group = u - outer * groups
+        w = min(hi - u, groups - group, TILE)
+        total = view(scratch, s.statistics + u, w)
+        mean = view(scratch, s.statistics + s.units + u, w)
+        m2 = view(scratch, s.statistics + 2 * s.units + u, w)
+        rstd = view(memory, 0, w)
+        for q in range(w):
+            rstd[q] = 1.0 / np.sqrt(m2[q] / total[q] + eps)
         if address(buffers[MEAN]):
-            buffers[MEAN][u] = mean
+            result = view(buffers[MEAN], u, w)
+            for q in range(w):
+                result[q] = mean[q]
         if address(buffers[RSTD]):
-            buffers[RSTD][u] = rstd
-        outer = u // s.groups
-        group = u - outer * s.groups
+            result = view(buffers[RSTD], u, w)
+            for q in range(w):
+                result[q] = rstd[q]
         if address(buffers[RUNNING_MEAN]):
-            running = np.float64(buffers[RUNNING_MEAN][group])
-            buffers[RUNNING_MEAN][group] = running * (1.0 - s.momentum) + mean * s.momentum
-            running = np.float64(buffers[RUNNING_VAR][group])
-            unbiased = m2[u] / (total[u] - 1.0)
-            buffers[RUNNING_VAR][group] = running * (1.0 - s.momentum) + unbiased * s.momentum
-        for c in range(group * each, (group + 1) * each):
-            write_forward(s, buffers, outer, c, mean, rstd)
+            running = view(buffers[RUNNING_MEAN], group, w)
+            for q in range(w):
+                running[q] = np.float64(running[q]) * old + mean[q] * new
+            running = view(buffers[RUNNING_VAR], group, w)
+            for q in range(w):
+                running[q] = np.float64(running[q]) * old + m2[q] / (total[q] - 1.0) * new
+        if each == 1:
+            write_forward(s, buffers, outer, group, w, mean, rstd)
+        else:
+            for g in range(w):
+                for c in range(0, each, TILE):
+                    n = min(TILE, each - c)
+                    for q in range(n):
+                        means[q] = mean[g]
+                        rstds[q] = rstd[g]
+                    write_forward(s, buffers, outer, (group + g) * each + c, n, means, rstds)
+        u += w
 
 
 def fold_running(step, buffers, lo, hi):
     """Item = channel. The running statistics are the statistics."""
     s = record(step)
-    for c in range(lo, hi):
-        mean = np.float64(buffers[RUNNING_MEAN][c])
-        rstd = 1.0 / np.sqrt(np.float64(buffers[RUNNING_VAR][c]) + s.eps)
+    scratch = as_float64(buffers[SCRATCH])
+    eps = s.eps
+    mean = view(stack(TILE, scratch), 0, TILE)
+    rstd = view(stack(TILE, scratch), 0, TILE)
+    for c in range(lo, hi, TILE):
+        w = min(hi - c, TILE)
+        running_mean = view(buffers[RUNNING_MEAN], c, w)
+        running_var = view(buffers[RUNNING_VAR], c, w)
+        for q in range(w):
+            mean[q] = running_mean[q]
+        for q in range(w):
+            rstd[q] = 1.0 / np.sqrt(np.float64(running_var[q]) + eps)
         if address(buffers[MEAN]):
-            buffers[MEAN][c] = mean
-            buffers[RSTD][c] = rstd
-        write_forward(s, buffers, 0, c, mean, rstd)
+            mean_out = view(buffers[MEAN], c, w)
+            rstd_out = view(buffers[RSTD], c, w)
+            for q in range(w):
+                mean_out[q] = mean[q]
+            for q in range(w):
+                rstd_out[q] = rstd[q]
+        write_forward(s, buffers, 0, c, w, mean, rstd)
 
 
 def fold_norms(step, buffers, lo, hi):
@@ -156,35 +194,76 @@ def fold_norm_gradients(step, buffers, lo, hi):
 
 
 @inline
-def write_forward(s, buffers, outer, c, mean, rstd):
-    """center = mean rounded to T, scale = rstd * weight, shift = bias - (mean - center) * scale: what rounding the mean lost comes back."""
-    scale = rstd
-    shift = 0.0
-    if s.weighted:
-        if address(buffers[WEIGHT]):
-            scale *= np.float64(buffers[WEIGHT][c])
-        if address(buffers[BIAS]):
-            shift = np.float64(buffers[BIAS][c])
-    center = view(coefficients(s, buffers), outer * s.coefficient_outer + c, 1)
-    center[0] = mean
-    lost = mean - np.float64(center[0])
-    if lost != 0.0 and finite(lost):
-        shift -= lost * scale
-    write(s, buffers, outer, c, mean, scale, shift, 0.0, 1.0)
+def write_forward(s, buffers, outer, c, n, mean, rstd):
+    """Of `n` channels, at most TILE, from c on: center = mean rounded to T, scale = rstd * weight, shift = bias - (mean - center) * scale:
+    what rounding the mean lost comes back.
+    """
+    table = coefficients(s, buffers)
+    first = outer * s.coefficient_outer + c
+    count = s.coefficient_count
+    wide_scale = view(stack(TILE, as_float64(buffers[SCRATCH])), 0, n)
+    wide_shift = view(stack(TILE, as_float64(buffers[SCRATCH])), 0, n)
+    if s.weighted and address(buffers[WEIGHT]):
+        weight = view(buffers[WEIGHT], c, n)
+        for q in range(n):
+            wide_scale[q] = rstd[q] * np.float64(weight[q])
+    else:
+        for q in range(n):
+            wide_scale[q] = rstd[q]
+    if s.weighted and address(buffers[BIAS]):
+        bias = view(buffers[BIAS], c, n)
+        for q in range(n):
+            wide_shift[q] = bias[q]
+    else:
+        for q in range(n):
+            wide_shift[q] = 0.0
+    center = view(table, first, n)
+    for q in range(n):
+        center[q] = mean[q]
+    scale = view(table, first + count, n)
+    for q in range(n):
+        scale[q] = wide_scale[q]
+    shift = view(table, first + 2 * count, n)
+    for q in range(n):
+        lost = mean[q] - np.float64(center[q])
+        shift[q] = wide_shift[q] - lost * wide_scale[q] if lost != 0.0 and finite(lost) else wide_shift[q]
+    if s.has_second:
+        second = view(table, first + 3 * count, n)
+        for q in range(n):
+            second[q] = 0.0
+        second = view(table, first + 4 * count, n)
+        for q in range(n):
+            second[q] = 1.0
+    repeat(s, table, outer, c, n)
 
 
 @inline
 def write(s, buffers, outer, c, center, scale, shift, second_center, second_scale):
-    """A row's entry, as often as a widened row repeats it."""
+    """The coefficients of one channel."""
     table = coefficients(s, buffers)
     n = s.coefficient_count
     at = outer * s.coefficient_outer + c
-    for i in range(at, at + s.width - c, s.channels):
-        table[i] = center
-        table[i + n] = scale
-        table[i + 2 * n] = shift
-        table[i + 3 * n] = second_center
-        table[i + 4 * n] = second_scale
+    table[at] = center
+    table[at + n] = scale
+    table[at + 2 * n] = shift
+    if s.has_second:
+        table[at + 3 * n] = second_center
+        table[at + 4 * n] = second_scale
+    repeat(s, table, outer, c, 1)
+
+
+@inline
+def repeat(s, table, outer, c, n):
+    """A table's row of coefficients from channel c on: `n` of them, and again wherever a widened row repeats them."""
+    tables = 5 if s.has_second else 3
+    for i in range(c + s.channels, s.width, s.channels):
+        m = min(n, s.width - i)
+        for k in range(tables):
+            row = outer * s.coefficient_outer + k * s.coefficient_count
+            to = view(table, row + i, m)
+            of = view(table, row + c, m)
+            for q in range(m):
+                to[q] = of[q]
 
 
 def fold_gradients(step, buffers, lo, hi):

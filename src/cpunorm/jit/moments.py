@@ -170,12 +170,13 @@ def block_moments(u, start, count, shift, centred, has_second, gathered):
     again = centred
     while True:  # once or twice: written out, sum_block would be compiled for each
         total, square = sum_block(u, start, count, shift, has_second)
-        lost = np.float64(total) * np.float64(total) / n
+        off = np.float64(total) / n  # how far the mean is from the shift
+        lost = np.float64(total) * off
         if not (again and lost + lost > np.float64(square) and np.float64(square) < np.inf):
             break
-        shift += total / v.dtype.type(count)
+        shift += v.dtype.type(off)
         again = 0
-    mean = np.float64(shift) + np.float64(total) / n if centred else 0.0
+    mean = np.float64(shift) + off if centred else 0.0
     m2 = np.float64(square) - lost if centred else np.float64(square)
     if m2 < 0.0:
         m2 = 0.0  # NaN stays
@@ -193,6 +194,21 @@ def merged(mu, other, share):
     return mu + d * share if finite(d) else mu + other
 
 
+@inlined
+def first_shift(u, start, end, has_second):
+    """The first shift, near the mean: that of a vector of values, exact if they are equal."""
+    run = 0 if start < u.last else start // u.last
+    j = start - run * u.last
+    x = offset(u.x, run * u.stride + j)
+    r = offset(u.second, run * u.second_stride + j)
+    first = total_of(load_some(x, 0, 1, 0))
+    if has_second:
+        first += total_of(load_some(r, 0, 1, 0))
+    if j + lanes(x) <= u.last and start + lanes(x) <= end:
+        first += total_of(values(x, r, 0, has_second) - first) / lanes(x)
+    return first
+
+
 def moments_runs(step, buffers, lo, hi):
     """Item = (unit, piece). A unit is `repeat` runs of `last` values, `x_repeat` apart; a piece is `length` of these values.
 
@@ -206,8 +222,7 @@ def moments_runs(step, buffers, lo, hi):
     centred = s.centred
     table = as_float64(buffers[SCRATCH])
     gathered = stack(BLOCK, as_computed(buffers[0]))
-    near = view(gathered, 0, lanes(buffers[0]))
-    t = near.dtype.type
+    t = view(gathered, 0, 1).dtype.type
     unit = lo // pieces
     piece = lo - unit * pieces
     outer = unit // middle
@@ -221,14 +236,8 @@ def moments_runs(step, buffers, lo, hi):
         count = 0.0
         mean = 0.0
         m2 = 0.0
-        if centred and start < end:  # the first shift: the mean of a vector of values, exact if they are equal
-            j = start if start < last else start % last
-            k = near.size if j + near.size <= last and start + near.size <= end else 1
-            gather(u, start, k, has_second, gathered)
-            sum_ = t(0)
-            for i in range(1, k):
-                sum_ += near[i] - near[0]
-            mean = np.float64(near[0] + sum_ / t(near.size))
+        if centred and start < end:
+            mean = np.float64(first_shift(u, start, end, True) if has_second else first_shift(u, start, end, False))
         while start < end:
             k = min(BLOCK, end - start)
             shift = t(mean) if centred else t(0)
@@ -236,14 +245,17 @@ def moments_runs(step, buffers, lo, hi):
                 block_mean, block_m2 = block_moments(u, start, k, shift, centred, True, gathered)
             else:
                 block_mean, block_m2 = block_moments(u, start, k, shift, centred, False, gathered)
-            if count == 0.0:
-                mean = block_mean
             size = np.float64(k)
-            both = count + size
-            d = block_mean - mean
-            m2 += block_m2 + d * d * (count * size / both)
-            mean = merged(mean, block_mean, size / both)
-            count = both
+            if count == 0.0:  # nothing to merge: divisions would take half the time of a short unit
+                count = size
+                mean = block_mean
+                m2 = block_m2
+            else:
+                both = count + size
+                d = block_mean - mean
+                m2 += block_m2 + d * d * (count * size / both)
+                mean = merged(mean, block_mean, size / both)
+                count = both
             start += BLOCK
         entry = s.moments + (outer * pieces + piece) * middle + channel
         table[entry] = count
