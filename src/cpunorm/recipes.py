@@ -168,7 +168,11 @@ def channel_gradients(view: View, data: Data, resources: Resources, *, groups: i
     common: dict[str, Value] = {**coefficients, **where, "groups": groups, "training": int(training)}
     common |= {"total": reduction.unit_size * (channels // groups)}
     gradients = Step("fold_gradients", {"items": samples * groups, **common})
-    affine = affine_step(view, data, coefficients, resources.caches)
+    if training:
+        affine = affine_step(view, data, coefficients, resources.caches)
+    else:  # grad_x is grad * scale: x is not read again, and an infinity in it stays out
+        alone = replace(view, strides=(view.strides[0], view.strides[2]))
+        affine = affine_step(alone, replace(data, second=False), coefficients, resources.caches)
     last = (Step("fold_parameters", {**common, "items": channels, "outer": samples}),)
     if groups != channels:  # units of the sums are channels, units of the gradient groups: all of the former first
         phases = (
