@@ -11,7 +11,7 @@ from cpunorm import settings as cpunorm_settings
 
 COMMON = {"deadline": None, "max_examples": 100, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
 settings.register_profile("ci", derandomize=True, database=None, **COMMON)
-settings.register_profile("search", **{**COMMON, "max_examples": 3000})
+settings.register_profile("search", **{**COMMON, "max_examples": 2000})
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

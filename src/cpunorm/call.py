@@ -202,6 +202,8 @@ def normalize(
     prepared.run(x, residual, y, total, weight, bias, running_mean, running_var, mean, rstd, None, None)
     if not (return_stats or return_sum):
         return y
+    if total is not None and not x.dtype.isnative:
+        total = total.astype(x.dtype)
     return tuple(value for value in (y, mean, rstd, total) if value is not None)
 
 

@@ -64,15 +64,22 @@ def group_norm(view: View, data: Data, resources: Resources, *, groups: int, eps
     threads = threads_for((3 + data.second) * view.size * data.itemsize, resources)
     coefficients = coefficients_of(view, data, scratch, outer=view.kept_outer)
     affine = affine_step(view, data, coefficients, resources.caches)
-    reduction = reduce("moments_" + view.form, view, Data(data.dtype), scratch, groups=groups if view.form == "runs" else 0)
+    # A group's channels that lie side by side are one unit; else (columns; one sample whose channels lie in several places) each is.
+    apart = groups != channels and (view.form == "columns" or (view.outer > 1 and not view.kept_outer))
+    reduction = reduce("moments_" + view.form, view, Data(data.dtype), scratch, groups=0 if apart else groups)
     merge, where = merge_entries("fold_moments", reduction, scratch)
     units = samples * groups
-    if view.form == "columns" and groups != channels:
+    if apart:
         step, where = merge_groups(channels // groups, units, where, scratch)
         merge = (*merge, step)
     common: dict[str, Value] = {"items": units, "groups": groups, "weighted": 1, "eps": eps, **coefficients}
     folds = (*merge, Step("fold_statistics", common | where))
-    plan = scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches)
+    if apart and view.form == "runs":  # units of the moments are channels, units of the fold groups: all of the former first
+        first = phase_of(reduction.step, reduction.item_bytes(data), threads)
+        last = phase_of(affine, affine_bytes(data), threads)
+        plan = Plan((first, *fold_phases(folds, reduction.unit_entries), last), scratch.size, threads)
+    else:
+        plan = scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches)
     return Plan(plan.phases, plan.scratch, plan.threads, {"statistics": int(where["statistics"]), "units": int(where["units"])})
 
 
@@ -161,7 +168,11 @@ def channel_gradients(view: View, data: Data, resources: Resources, *, groups: i
     common: dict[str, Value] = {**coefficients, **where, "groups": groups, "training": int(training)}
     common |= {"total": reduction.unit_size * (channels // groups)}
     gradients = Step("fold_gradients", {"items": samples * groups, **common})
-    affine = affine_step(view, data, coefficients, resources.caches)
+    if training:
+        affine = affine_step(view, data, coefficients, resources.caches)
+    else:  # grad_x is grad * scale: x is not read again, and an infinity in it stays out
+        alone = replace(view, strides=(view.strides[0], view.strides[2]))
+        affine = affine_step(alone, replace(data, second=False), coefficients, resources.caches)
     last = (Step("fold_parameters", {**common, "items": channels, "outer": samples}),)
     if groups != channels:  # units of the sums are channels, units of the gradient groups: all of the former first
         phases = (

@@ -25,7 +25,8 @@ class Moments(NamedTuple):
 
 def wide(x: Array) -> Array:
     """In float64."""
-    return x.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return x.astype(np.float64)
 
 
 def moments(x: Array, axes: tuple[int, ...]) -> Moments:
@@ -180,7 +181,8 @@ def layer_norm(
     activation: str | None = None,
 ) -> tuple[Array, Array, Array, Array]:
     """y, mean, rstd (the last `normalized` axes kept with size 1) and x + residual. Not `centred` it is RMS norm."""
-    h = wide(x) if residual is None else wide(x) + wide(residual)
+    with np.errstate(all="ignore"):
+        h = wide(x) if residual is None else wide(x) + wide(residual)
     axes = tuple(range(x.ndim - normalized, x.ndim))
     if centred:
         statistics = moments(h, axes)
@@ -292,7 +294,7 @@ def local_response_norm_backward(grad: Array, x: Array, size: int, alpha: float,
 
 
 def normalize_backward(grad: Array, x: Array, p: float, axes: tuple[int, ...], eps: float) -> Array:
-    """g / n - x' * sum(g * x) / n^2 with x' = dn/dx, where n > eps; g / eps elsewhere. dn/dx is 0 where n is, as PyTorch's."""
+    """g / n - x' * sum(g * x) / n^2 with x' = dn/dx; g / eps where n < eps. dn/dx is 0 where n is, as PyTorch's."""
     g, x = wide(grad), wide(x)
     n = norms(x, p, axes)
     with np.errstate(all="ignore"):
@@ -305,4 +307,4 @@ def normalize_backward(grad: Array, x: Array, p: float, axes: tuple[int, ...], e
             slope = np.sign(x) * np.abs(x) ** (p - 1) / n ** (p - 1)
             slope = np.where(x == 0, 0, slope) if p < 2 else slope
         dot = (g * x).sum(axis=axes, keepdims=True)
-        return np.where(n >= eps, g / n - np.where(n == 0, 0, slope) * dot / (n * n), g / eps)
+        return np.where(n < eps, g / eps, g / n - np.where(n == 0, 0, slope) * dot / (n * n))  # NaN stays

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cpunorm.reference import wide
+
 Array = np.ndarray[Any, Any]
 
 
@@ -46,10 +48,12 @@ def quantized(y: Array, dtype: np.dtype[Any], quant: tuple[float, int]) -> Array
 def resized(picture: Array, size: tuple[int, int]) -> Array:
     """Columns, then rows, as Pillow's BILINEAR: bytes are rounded after each, by weights of 22 bits; else float32 after each (mode F)."""
     whole = picture.dtype == np.uint8
-    x = picture.astype(np.float64)
+    x = wide(picture)
     for axis in (1, 0):
         x = np.moveaxis(_resized_axis(np.moveaxis(x, axis, 0), size[axis], whole), 0, axis)
-        x = x if whole else x.astype(np.float32).astype(np.float64)
+        if not whole:
+            with np.errstate(all="ignore"):
+                x = x.astype(np.float32).astype(np.float64)
     return x
 
 
