@@ -146,6 +146,11 @@ struct entry {
 
 #if defined(__x86_64__)
 
+/* Which of them are compiled, a bit each: all, but for sanitizers, which take a minute for one (.ci/sanitize). */
+#ifndef SETS
+#define SETS 7
+#endif
+
 #define FENCE() _mm_sfence()
 
 /* Which byte of each of three vectors of pixels goes where in a plane: [backwards][channel][vector]; none where the high bit is set. */
@@ -172,6 +177,7 @@ static inline __m128 widen_sse2(const uint8_t *bytes)
     return _mm_cvtepi32_ps(_mm_unpacklo_epi16(wide, _mm_setzero_si128()));
 }
 
+#if SETS & 1
 #define SET sse2
 #define HAS_F16C 0
 #define HAS_SHUFFLE 0
@@ -192,7 +198,9 @@ static inline __m128 widen_sse2(const uint8_t *bytes)
 #undef WIDEN
 #undef HAS_F16C
 #undef HAS_SHUFFLE
+#endif
 
+#if SETS & 2
 #define SET avx2
 #define HAS_F16C 1
 #define HAS_SHUFFLE 1
@@ -214,7 +222,9 @@ static inline __m128 widen_sse2(const uint8_t *bytes)
 #undef WIDEN
 #undef HAS_F16C
 #undef HAS_SHUFFLE
+#endif
 
+#if SETS & 4
 #define SET avx512
 #define HAS_F16C 1
 #define HAS_SHUFFLE 1
@@ -225,6 +235,7 @@ static inline __m128 widen_sse2(const uint8_t *bytes)
 #define STREAM_SHORTS(to, shorts) _mm256_stream_si256((__m256i *)(to), (__m256i)(shorts))
 #define WIDEN(bytes) _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(bytes))))
 #include "types.inc"
+#endif
 
 #else
 
@@ -257,9 +268,15 @@ static const struct {
     const struct entry *of[DTYPES][2]; /* tables of a dtype: of what it is computed in, and of its elements */
 } sets[] = {
 #if defined(__x86_64__)
+#if SETS & 1
     TABLES(sse2),
+#endif
+#if SETS & 2
     TABLES(avx2),
+#endif
+#if SETS & 4
     TABLES(avx512),
+#endif
 #else
     TABLES(plain),
 #endif
@@ -282,16 +299,15 @@ static int has_f16c(void)
 int cpunorm_set_runs_here(int set)
 {
 #if defined(__x86_64__)
+    const char *name = sets[set].name;
     __builtin_cpu_init();
-    switch (set) {
-    case 2:
+    if (!strcmp(name, "avx512"))
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma") && has_f16c();
-    case 1:
+    if (!strcmp(name, "avx2"))
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-    }
 #endif
-    return set == 0;
+    return set < (int)(sizeof sets / sizeof sets[0]);
 }
 
 intptr_t cpunorm_kernel(int set, const char *name, int dtype)

@@ -5,7 +5,8 @@ import pytest
 from helpers import ARRANGEMENTS, WRITABLE, arguments, assert_all, assert_close, assert_same_bits, expected, normal, run
 
 import cpunorm as cn
-from cpunorm import ops
+from cpunorm import call, dispatch, ops, plan
+from cpunorm.machine import Caches
 
 SHAPE = (3, 4, 6, 5)
 
@@ -82,6 +83,20 @@ def test_parameters_with_gaps(arrangement, x, dtype, training, backend):
     wanted = run(x, plain, training=training, backend=backend)
     y = cn.batch_norm(x, **mine, training=training, backend=backend)
     assert_all(assert_same_bits, (y, mine["running_mean"], mine["running_var"]), (wanted[0], *wanted[3:]))
+
+
+@pytest.mark.parametrize("operand", ["x", "out", "residual"])
+def test_unaligned_where_an_aligned_one_was_before(operand, compiled, monkeypatch):
+    """Of the same shape and strides, so that only its address tells it from the call that was prepared; streaming stores would trap."""
+    monkeypatch.setattr(dispatch, "resources", lambda threads: plan.Resources(1, Caches(1 << 20, 1)))
+    call._PREPARED.clear()
+    rng = np.random.default_rng(5)
+    given = {name: rng.normal(size=(2, 3, 64, 64)).astype(np.float32) for name in ("x", "out", "residual")}
+    parameters = {"running_mean": np.zeros(3, np.float32), "running_var": np.ones(3, np.float32), "backend": compiled}
+    wanted = cn.batch_norm(**given, **parameters).copy()
+    given[operand] = ARRANGEMENTS["unaligned"](given[operand])
+    assert_same_bits(cn.batch_norm(**given, **parameters), wanted)
+    call._PREPARED.clear()
 
 
 def test_return_stats(x, parameters, dtype, training, backend):

@@ -115,7 +115,7 @@ def array(call: str, name: str, value: Any) -> Any:
 
 def of(value: Array | None) -> Any:
     """What a check or a plan may depend on."""
-    return None if value is None else (value.shape, value.strides, value.dtype)
+    return None if value is None else (value.shape, value.strides, value.dtype, value.flags.aligned)
 
 
 def find(key: Any) -> Any:
