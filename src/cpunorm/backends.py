@@ -21,6 +21,7 @@ class Backend(Protocol):
     """What `cpunorm.jit.backend` and `cpunorm.native` have in common."""
 
     name: str
+    WAKING: int
 
     def address(self, kernel: str, dtype: str) -> int:
         """The kernel's address, for the computing dtype ``"float32"`` or ``"float64"``."""

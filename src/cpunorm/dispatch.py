@@ -75,9 +75,9 @@ class Runner:
         return scratch
 
 
-def resources(threads: int | None) -> Resources:
+def resources(threads: int | None, waking: int = 1) -> Resources:
     """What a call that asked for `threads` may use."""
-    return Resources(settings.resolve_threads(threads), machine.caches())
+    return Resources(settings.resolve_threads(threads), machine.caches(), waking)
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -138,7 +138,7 @@ def prepare(
                 if ordered and view is not None and view.outer > 1 and not view.kept_outer:
                     continue  # one row in pieces that lie apart
                 if view is not None:
-                    plan = make(view, in_place and not copied, resources(threads))
+                    plan = make(view, in_place and not copied, resources(threads, backends.compiled(backend).WAKING))
                     runner = Runner(plan, backend, x.dtype.name)
                     return _with_copies(runner, copied, order, second is not None) if copied else runner
     raise AssertionError(f"no view of packed copies: {x.shape}, {roles}")

@@ -26,6 +26,7 @@ except ImportError as problem:
     ) from problem
 
 name = "c"
+WAKING = 1  # times `plan.SERIAL_BYTES` that a second thread pays from (benchmarks/waking.py)
 VARIABLE = "CPUNORM_INSTRUCTION_SET"
 _DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # as cpunorm_kernel numbers them
 

@@ -100,10 +100,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a schedule may use."""
+    """What a schedule may use; `waking` is how many times `SERIAL_BYTES` it takes until a second thread of the backend pays."""
 
     threads: int
     caches: Caches
+    waking: int = 1
 
 
 @dataclass(frozen=True)
@@ -357,7 +358,7 @@ def by_channel(affine: Step, view: View, y: int) -> Step:
 
 def threads_for(moved: int, resources: Resources) -> int:
     """One, below the number of bytes where a second thread pays."""
-    return 1 if moved < SERIAL_BYTES else resources.threads
+    return 1 if moved < SERIAL_BYTES * resources.waking else resources.threads
 
 
 def phase_of(step: Step, item_bytes: int, threads: int) -> Phase:
