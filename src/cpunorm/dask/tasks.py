@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from cpunorm.stats import Array, ChannelStats, Moments
 from cpunorm.whitening import Whitening
 
 STATISTICS = np.dtype([("mean", np.float64), ("var", np.float64)])
+PIECE = 1 << 17  # values that are widened at once: 1 MB
+FEW = 64  # values a unit that a piece has at least, so that merging costs little beside them
 LETTERS = "ABDEFGHIJKLMOPQRSTUVWXYZ"  # axes of a layout that are neither N nor C
 
 
@@ -48,8 +50,25 @@ def block_moments(x: Any, axis: tuple[int, ...], keepdims: bool, *, backend: str
         return (Sums if integers else Moments).empty(tuple(1 if a in axis else size for a, size in enumerate(x.shape)))
     if integers:
         return moments.of_integers(x, axis, chosen(backend), 1)
-    mean, m2 = moments.of_floats(x, axis, chosen(backend), 1)
+    return functools.reduce(Moments.merge, (float_moments(piece, axis, backend) for piece in pieces(x, axis)))
+
+
+def float_moments(x: Array, axis: tuple[int, ...], backend: str | None) -> Moments:
+    """In float64: a large array should not lose in float32, nor by other chunks, what merging keeps."""
+    mean, m2 = moments.of_floats(x.astype(np.float64, copy=False), axis, chosen(backend), 1)
     return Moments(moments.count_of(x.shape, axis), mean, m2)
+
+
+def pieces(x: Array, axis: tuple[int, ...]) -> Iterator[Array]:
+    """Of x along its longest reduced axis, small enough to be widened in cache; float64 is one piece."""
+    if x.dtype == np.float64 or not axis:
+        yield x
+        return
+    longest = max(axis, key=lambda a: x.shape[a])
+    values = max(PIECE, FEW * x.size // moments.count_of(x.shape, axis))
+    step = max(1, values * x.shape[longest] // x.size)
+    for start in range(0, x.shape[longest], step):
+        yield x[(slice(None),) * longest + (slice(start, start + step),)]
 
 
 def merged(parts: Any, axis: tuple[int, ...] = (), keepdims: bool = True) -> Any:
@@ -107,7 +126,7 @@ def affine(
         shift = (bias - np.where((lost != 0) & np.isfinite(lost), lost * scale, 0)).astype(kind)
     values = x.astype(dtype, copy=False)[None]  # with an N
     letters = "N" + "".join("C" if axis == channel else LETTERS[axis] for axis in range(x.ndim))
-    out = None if np.may_share_memory(values, x) else values
+    out = None if x.dtype == dtype else values  # what was converted is ours
     options: dict[str, Any] = {"eps": 0.0, "layout": letters, "activation": activation, "backend": chosen(backend), "threads": 1}
     return np.asarray(cpunorm.batch_norm(values, center, np.ones_like(center), narrow, shift, out=out, **options)[0])
 
