@@ -20,7 +20,7 @@ def examples() -> Iterator[Any]:
             yield pytest.param(page, block.split("```")[0], needed, id=f"{page} {number}", marks=[pytest.mark.peer] * bool(needed))
 
 
-@pytest.mark.parametrize(("page", "code", "needed"), examples())
+@pytest.mark.parametrize(("page", "code", "needed"), list(examples()))
 def test_the_example_runs(page: str, code: str, needed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for module in needed:
         pytest.importorskip(module, reason=f"the example needs {module}")
