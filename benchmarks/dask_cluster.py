@@ -146,7 +146,8 @@ def run(arguments, source, target):
         expect("difference of any bit", float(again.to_dict() != stats.to_dict()), 0)
         client.wait_for_workers(arguments.workers)
         y = cd.standardize(x, stats.mean, stats.std())
-        computed(client, cluster, peaks, "standardize to Zarr", y.to_zarr(target, compute=False, compressors=None), kill=True)
+        made = zarr.create_array(target, shape=y.shape, chunks=y.chunksize, dtype=y.dtype, compressors=None)
+        computed(client, cluster, peaks, "standardize to Zarr", y.to_zarr(made, compute=False), kill=True)
         peaks.ended.set()
         peaks.join()
     written, given, rows = zarr.open_array(target, mode="r"), zarr.open_array(source, mode="r"), x.chunks[0]
