@@ -10,15 +10,21 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 CASES = {
     "onnx_inference.py": (["--batch", "2", "--calls", "2"], ["onnx", "onnxruntime"], ["preprocessing 2 pictures", "largest difference"]),
     "dataset_statistics.py": (["--count", "12"], ["PIL"], ["12 pictures", "mean = [0.", "std = [0."]),
+    "dask_zarr.py": (
+        ["--pictures", "130"],
+        ["dask", "distributed", "zarr"],
+        ["130 pictures in 3 chunks", "mean = [", "of what was written"],
+    ),
     "before_after.py": (["--batch", "2", "--side", "64", "--calls", "1"], [], ["preprocessing", "batch norm", "times"]),
 }
+PEERS = ("onnx", "dask")
 
 
 def test_all_are_listed():
     assert {file.name for file in EXAMPLES.glob("*.py")} == set(CASES)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.peer) if "onnx" in name else name for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.peer) if name.startswith(PEERS) else name for name in CASES])
 def test_example(name, tmp_path):
     arguments, modules, expected = CASES[name]
     for module in modules:

@@ -24,7 +24,13 @@ def called(folder, before=""):
 
 def test_import_is_light():
     heavy = {"numba", "llvmlite", "scipy", "matplotlib", "torch", "cffi", "_cffi_backend", "PIL", "rich", "tbb", "cpunorm._native"}
+    heavy |= {"dask", "distributed", "zarr"}
     assert set(python("import sys, cpunorm; print(*sys.modules)").split()) & heavy == set()
+
+
+def test_a_missing_dask_names_the_extra():
+    code = "import sys\nsys.modules['dask'] = None\ntry:\n    import cpunorm.dask\nexcept ImportError as problem:\n    print(problem)"
+    assert "pip install 'cpunorm[dask]'" in python(code)
 
 
 def test_a_call_of_the_numpy_backend_imports_no_numba():

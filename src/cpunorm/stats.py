@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -129,6 +130,19 @@ class ChannelStats:
         self.layout = check.channel_layout(call, layout)
         channels = None if num_channels is None else check.positive(call, "num_channels", num_channels)
         self._sums, self._floats = Sums.empty((channels or 0,)), Moments.empty((channels or 0,))
+
+    @classmethod
+    def of(cls, parts: Sequence[Sums] | Sequence[Moments], *, layout: str) -> Self:
+        """Of what was reduced elsewhere: the channels of each part, one part after another; all of as many values."""
+        rows = zip(*((part.total, part.squares) if isinstance(part, Sums) else (part.mean, part.m2) for part in parts), strict=True)
+        first, second = (np.concatenate([piece.ravel() for piece in row]) for row in rows)
+        made = cls(layout=layout)
+        made._sums, made._floats = Sums.empty(first.shape), Moments.empty(first.shape)
+        if isinstance(parts[0], Sums):
+            made._sums = Sums(parts[0].count, first, second)
+        else:
+            made._floats = Moments(parts[0].count, first, second)
+        return made
 
     def update(self, x: Any) -> Self:
         """Add a block of any real dtype and any strides; returns the object itself.
