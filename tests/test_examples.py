@@ -10,6 +10,11 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 CASES = {
     "onnx_inference.py": (["--batch", "2", "--calls", "2"], ["onnx", "onnxruntime"], ["preprocessing 2 pictures", "largest difference"]),
     "dataset_statistics.py": (["--count", "12"], ["PIL"], ["12 pictures", "mean = [0.", "std = [0."]),
+    "pytorch_models.py": (
+        ["--batch", "2", "--side", "8", "--steps", "3"],
+        ["torch"],
+        ["ResNetBlock", "TransformerBlock", "DiffusionBlock", "difference"],
+    ),
     "before_after.py": (["--batch", "2", "--side", "64", "--calls", "1"], [], ["preprocessing", "batch norm", "times"]),
 }
 
@@ -18,7 +23,9 @@ def test_all_are_listed():
     assert {file.name for file in EXAMPLES.glob("*.py")} == set(CASES)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.peer) if "onnx" in name else name for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.peer) if "torch" in name or "onnx" in name else name for name in CASES]
+)
 def test_example(name, tmp_path):
     arguments, modules, expected = CASES[name]
     for module in modules:

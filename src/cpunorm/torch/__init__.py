@@ -13,7 +13,9 @@ Needs PyTorch 2.4 or newer; any build of it, those without CUDA too.
 try:
     import torch  # noqa: F401
 except ImportError as problem:
-    raise ImportError(f"cpunorm.torch needs PyTorch ({problem}); pip install torch, or any CPU build of it: no extra of cpunorm does") from problem
+    raise ImportError(
+        f"cpunorm.torch needs PyTorch ({problem}); pip install torch, or any CPU build of it: no extra of cpunorm does"
+    ) from problem
 
 from cpunorm.torch.convert import convert, revert
 from cpunorm.torch.functional import (

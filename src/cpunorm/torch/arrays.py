@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def array(call: str, name: str, tensor: Tensor | None) -> Array | None:
-    """The tensor's memory as an array of its shape and strides; bfloat16 as ml_dtypes'. TypeError for what is no tensor of this machine's."""
+    """The tensor's memory as an array of its shape and strides; bfloat16 as ml_dtypes'. TypeError for what is no CPU tensor."""
     if tensor is None:
         return None
     try:
@@ -68,7 +69,7 @@ def _preferred() -> str:
 
 
 def eager(x: Any) -> bool:
-    """Whether x is a tensor with memory and nobody records the call: then kernels are called at once, else by way of `cpunorm.torch.operators`.
+    """Whether x is a tensor with memory and nobody records the call: then kernels are called at once, else by `cpunorm.torch.operators`.
 
     A custom operator takes 100 us and more to get to its kernel, a `torch.autograd.Function` 10.
     """
@@ -97,7 +98,7 @@ def in_order(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x
     steps = [step for step, size in zip(x.stride(), x.shape, strict=True) if size > 1]
-    return x if all(a >= b for a, b in zip(steps, steps[1:], strict=False)) and steps[-1:] == [1] else x.contiguous()
+    return x if all(a >= b for a, b in itertools.pairwise(steps)) and steps[-1:] == [1] else x.contiguous()
 
 
 def alike(value: Tensor, x: Tensor) -> Tensor:

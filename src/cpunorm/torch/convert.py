@@ -76,5 +76,3 @@ def _own(model: nn.Module, inplace: bool, call: str) -> nn.Module:
         return model
     shared = {id(value): value for value in itertools.chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared)  # type: ignore[arg-type]
-
-

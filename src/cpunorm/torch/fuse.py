@@ -28,7 +28,7 @@ _tracing = threading.Lock()
 def fuse(model: nn.Module) -> None:
     """Let the modules of `model` run traced copies of their code, where these have something to fuse."""
     for module in model.modules():
-        if "forward" in module.__dict__ or hooked(module) and type(module) is nn.Sequential:
+        if "forward" in module.__dict__ or (type(module) is nn.Sequential and hooked(module)):
             continue
         made = Fused(module)
         if made.pays():
@@ -53,6 +53,7 @@ class Fused:
         return {"module": self.module, "_copies": {}}  # traced again where it is needed
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's ``forward`` gives."""
         module, copies = self.module, self._copies
         key = _key(module, args, kwargs)
         if key is None:

@@ -1,7 +1,7 @@
 """The norm layers of ``torch.nn``, computed by cpunorm. Arguments, state, attributes and hooks are theirs: each is a subclass.
 
-A call takes what `convert` fuses besides the input: a `residual`, an `activation` by its name, and, of layer and RMS norm, `return_sum`. What
-is not on the CPU, or has a dtype that kernels do not take, is PyTorch's, in its steps; so is a residual of another shape or dtype.
+A call takes what `convert` fuses besides the input: a `residual`, an `activation` by its name, and, of layer and RMS norm, `return_sum`.
+What is not on the CPU, or has a dtype that kernels do not take, is PyTorch's, in its steps; so is a residual of another shape or dtype.
 """
 
 from __future__ import annotations
@@ -104,8 +104,12 @@ class InstanceNorm(ByChannel):
         channels = x.shape[0 if single else 1]
         if channels != self.num_features:
             if self.affine:
-                raise ValueError(f"expected input's size at dim={0 if single else 1} to match num_features ({self.num_features}), got: {channels}.")
-            warnings.warn(f"input has {channels} channels; num_features is {self.num_features}, which is not used without affine", stacklevel=4)
+                raise ValueError(
+                    f"expected input's size at dim={0 if single else 1} to match num_features ({self.num_features}), got: {channels}."
+                )
+            warnings.warn(
+                f"input has {channels} channels; num_features is {self.num_features}, which is not used without affine", stacklevel=4
+            )
         y = functional.instance_norm(
             x.unsqueeze(0) if single else x,
             self.running_mean,

@@ -108,9 +108,7 @@ def group_norm(num_groups: int, eps: float, layout: str, activation: str | None,
     return Norm("group_norm", gradient | {"eps": eps}, gradient, activation, backend, threads)
 
 
-def row_norm(
-    name: str, normalized_shape: Any, eps: float | None, activation: str | None, backend: str | None, threads: int | None
-) -> Norm:
+def row_norm(name: str, normalized_shape: Any, eps: float | None, activation: str | None, backend: str | None, threads: int | None) -> Norm:
     """Layer or RMS norm with these options."""
     gradient = {"normalized_shape": tuple(normalized_shape) if isinstance(normalized_shape, (list, tuple)) else normalized_shape}
     return Norm(name, gradient | {"eps": eps}, gradient, activation, backend, threads)

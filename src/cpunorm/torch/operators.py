@@ -22,7 +22,7 @@ _WHERE = "str layout, str? activation, " + _HOW
 
 
 class Operator(NamedTuple):
-    """A norm's name, tensors and other arguments (as a schema), the `Norm` that the latter make, and the gradient's arguments among them."""
+    """A norm's name, tensors and other arguments (as a schema), the `Norm` that the latter make, and which of them the gradient takes."""
 
     name: str
     tensors: tuple[str, ...]
@@ -258,4 +258,3 @@ for _op in OPERATORS:
 _define_plain("local_response_norm", f"int size, float alpha, float beta, float k, str layout, {_HOW}")
 _define_plain("normalize", f"float p, int[] dim, float eps, {_HOW}")
 _define_mean_var()
-

@@ -143,7 +143,12 @@ def _changes(root: nn.Module, node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     name = getattr(node.target, "__name__", "")
-    return node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+    return (
+        node.target in _IN_PLACE
+        or (name.endswith("_") and not name.endswith("__"))
+        or bool(node.kwargs.get("inplace"))
+        or "out" in node.kwargs
+    )
 
 
 def _replace(graph: fx.Graph, last: fx.Node, made: fx.Node, norm: fx.Node) -> None:

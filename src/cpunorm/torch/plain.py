@@ -96,5 +96,3 @@ class MeanVar(torch.autograd.Function):
     def backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
         """Of x."""
         return mean_var_gradient(grad_mean, grad_var, *ctx.saved_tensors, *ctx.given[:3]), *[None] * len(ctx.given)
-
-

@@ -20,10 +20,10 @@ from cpunorm.torch.norms import tracked
 class SyncBatchNorm(BatchNorm, torch.nn.SyncBatchNorm):
     """``torch.nn.SyncBatchNorm`` on CPU tensors: batch norm of all processes' batches joined, which may be of different sizes, or empty.
 
-    In training each process reduces its batch to count, mean and M2 (float64); these are gathered and merged in the order of the ranks (Chan,
-    Golub and LeVeque 1983), so that all processes have the same bits. Backward adds up sum(g) and sum(g * xhat). As in PyTorch the gradients of
-    weight and bias are each process' own, for DistributedDataParallel to join; and inference, or no process group, is plain batch norm.
-    All processes have to call it, in the same order, backward included.
+    In training each process reduces its batch to count, mean and M2 (float64); these are gathered and merged in the order of the ranks
+    (Chan, Golub and LeVeque 1983), so that all processes have the same bits. Backward adds up sum(g) and sum(g * xhat). As in PyTorch the
+    gradients of weight and bias are each process' own, for DistributedDataParallel to join; and inference, or no process group, is plain
+    batch norm. All processes have to call it, in the same order, backward included.
 
     Arguments are those of ``torch.nn.SyncBatchNorm``.
 
@@ -57,7 +57,7 @@ class SyncBatchNorm(BatchNorm, torch.nn.SyncBatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> Any:
-        """`module` with all its batch norms synchronized, as ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``; convert it before `convert`."""
+        """`module` with all its batch norms synchronized, as PyTorch's method of this name does; `convert` may follow."""
         made = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
         for layer in made.modules():
             if type(layer) is torch.nn.SyncBatchNorm:
@@ -147,5 +147,3 @@ class _Synchronized(torch.autograd.Function):
         parts = (tensor(own_t), tensor(own_s))
         grads = (grad_x, grad, *parts)
         return *(value if need else None for value, need in zip(grads, ctx.needs_input_grad[:4], strict=True)), *[None] * 5
-
-
