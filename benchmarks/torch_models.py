@@ -7,7 +7,6 @@ python benchmarks/torch_models.py [--threads 2] [--rounds 7] [--only REGEX] [--b
 """
 
 import argparse
-import copy
 import re
 import statistics
 import sys
@@ -48,7 +47,7 @@ def prepared(make, side, batch, layout, mode):
     if layout == "channels_last":
         model = model.to(memory_format=torch.channels_last)
         inputs = tuple(x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
-    models = [model.train(mode == "training"), cpunorm.torch.convert(copy.deepcopy(model), inplace=True)]
+    models = [model.train(mode == "training"), cpunorm.torch.convert(model)]
     if mode == "training":
         results = [train(one, inputs, 1)[1] for one in models]
         runs = [lambda one=one: train(one, inputs, 1) for one in models]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,41 @@ def differentiates(*tensors: Tensor | None) -> bool:
     """Whether autograd wants to know of a call with these."""
     if forward_ad._current_level >= 0:
         return True  # to be refused by `torch.autograd.Function`, which knows no derivative of ours forward
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
+def once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """A backward pass whose results cannot be differentiated: who does meets a RuntimeError.
+
+    (``torch.autograd.function.once_differentiable`` raises only where the incoming gradient requires grad; that of a sum does not, and the
+    second derivative would be taken for zero.)
+    """
+
+    @wraps(backward)
+    def wrapper(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if not torch.is_grad_enabled():  # no create_graph=True
+            return results
+        found = [value.detach().requires_grad_() for value in results if value is not None]
+        refusing = iter(_Twice.apply(*found))
+        return tuple(None if value is None else next(refusing) for value in results)
+
+    return wrapper
+
+
+class _Twice(torch.autograd.Function):
+    """What it is given, and an error backward."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: Tensor) -> tuple[Tensor, ...]:
+        """The same."""
+        return tuple(value.view_as(value) for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Refused."""
+        raise RuntimeError("cpunorm.torch: second derivatives are not supported; the norm's gradient cannot be differentiated")
 
 
 def refuse_out(call: str, out: Tensor | None, *tensors: Tensor | None) -> None:

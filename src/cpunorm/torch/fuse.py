@@ -12,6 +12,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,33 @@ _tracing = threading.Lock()
 def fuse(model: nn.Module) -> None:
     """Let the modules of `model` run traced copies of their code, where these have something to fuse."""
     for module in model.modules():
-        if "forward" in module.__dict__ or (type(module) is nn.Sequential and hooked(module)):
+        if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
+            del module.forward  # what is left of ours in a model that was pickled
+        if "forward" in module.__dict__:
             continue
         made = Fused(module)
         if made.pays():
-            module.forward = made
+            module._cpunorm_fused = made
+            module.forward = MethodType(forward, module)
 
 
 def unfuse(model: nn.Module) -> None:
     """Let them run their own code again."""
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), Fused):
-            del module.forward
+        if is_fused(module):
+            del module.forward, module._cpunorm_fused
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether it runs a traced copy."""
+    return getattr(module.__dict__.get("forward"), "__func__", None) is forward
+
+
+def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A module's ``forward``: `torch.compile` and `torch.export` record its own code, all others run a traced copy."""
+    if torch.compiler.is_compiling():
+        return type(self).forward(self, *args, **kwargs)
+    return self._cpunorm_fused(*args, **kwargs)
 
 
 class Fused:
@@ -58,7 +74,7 @@ class Fused:
         key = _key(module, args, kwargs)
         if key is None:
             return type(module).forward(module, *args, **kwargs)
-        if key not in copies and not torch.compiler.is_compiling():
+        if key not in copies:
             self._trace(key, args, kwargs)
         copy = copies.get(key)
         if copy is None:
@@ -135,7 +151,7 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
         self._given = args, kwargs
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) is not nn.Sequential or hooked(m) or not isinstance(m.__dict__.get("forward", None), (type(None), Fused))
+        return type(m) is not nn.Sequential or hooked(m) or ("forward" in m.__dict__ and not is_fused(m))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

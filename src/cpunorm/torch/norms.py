@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cpunorm import check, functional
-from cpunorm.torch.arrays import Array, alike, array, backend, in_order, tensor, through
+from cpunorm.torch.arrays import Array, alike, array, backend, in_order, once, tensor, through
 
 BY_ROW = ("layer_norm", "rms_norm")  # residual before the statistics, result in the axes' own order
 _BATCH = ("batch_norm", "instance_norm")
@@ -131,7 +130,7 @@ class Differentiable(torch.autograd.Function):
         return y, *given, h if total else None
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor | None, _mean: None, _rstd: None, grad_sum: Tensor | None) -> tuple[Tensor | None, ...]:
         """Of x, residual, weight and bias."""
         x, weight, y = ctx.saved_tensors
@@ -162,7 +161,7 @@ def gradients(
     return grad_x, grad_x if by_row else grad, tensor(grad_weight), None if grad_bias is None else tensor(grad_bias)
 
 
-def tracked(call: str, *running: Tensor | None) -> None:
+def tracked(*running: Tensor | None) -> None:
     """Tell autograd that running statistics have changed."""
     for value in running:
         if value is not None and not value.is_inference():

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cpunorm import functional
-from cpunorm.torch.arrays import alike, array, backend
+from cpunorm.torch.arrays import alike, array, backend, once
 
 
 def forward(name: str, x: Tensor, *given: Any, out: Tensor | None = None) -> Tensor:
@@ -74,7 +73,7 @@ class Differentiable(torch.autograd.Function):
         return forward(name, x, *given)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Of x."""
         return None, backward(ctx.name, grad, *ctx.saved_tensors, *ctx.given), *[None] * len(ctx.given)
@@ -92,7 +91,7 @@ class MeanVar(torch.autograd.Function):
         return mean, var
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
         """Of x."""
         return mean_var_gradient(grad_mean, grad_var, *ctx.saved_tensors, *ctx.given[:3]), *[None] * len(ctx.given)

@@ -8,16 +8,36 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cpunorm import check, functional, moments
 from cpunorm.stats import Moments
-from cpunorm.torch.arrays import CLIPS, activate, alike, array, backend, differentiates, tensor, through, wide
+from cpunorm.torch.arrays import CLIPS, activate, alike, array, backend, differentiates, once, tensor, through, wide
 from cpunorm.torch.modules import BatchNorm
 from cpunorm.torch.norms import tracked
 
 
-class SyncBatchNorm(BatchNorm, torch.nn.SyncBatchNorm):
+class _Elsewhere(torch.nn.modules.batchnorm._BatchNorm):
+    """PyTorch's on other devices. No ``torch.nn.SyncBatchNorm`` itself, which DistributedDataParallel refuses on the CPU."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        self.process_group = process_group
+
+    forward = torch.nn.SyncBatchNorm.forward
+    _check_input_dim = torch.nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels = torch.nn.SyncBatchNorm._check_non_zero_input_channels
+
+
+class SyncBatchNorm(BatchNorm, _Elsewhere):
     """``torch.nn.SyncBatchNorm`` on CPU tensors: batch norm of all processes' batches joined, which may be of different sizes, or empty.
 
     In training each process reduces its batch to count, mean and M2 (float64); these are gathered and merged in the order of the ranks
@@ -122,7 +142,7 @@ class _Synchronized(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """With S = sum(g) and T = sum(g * xhat) of all processes, ``grad_x = rstd * weight * (g - S / n - xhat * T / n)``."""
         call = "SyncBatchNorm"
