@@ -7,6 +7,7 @@ python benchmarks/torch_models.py [--threads 2] [--rounds 7] [--only REGEX] [--b
 """
 
 import argparse
+import copy
 import re
 import statistics
 import sys
@@ -37,6 +38,8 @@ def cases():
         for side, batch in SIZES[name]:
             for layout in ("channels_first", "channels_last") if name != "ViT-B" else ("channels_first",):
                 for mode in ("inference", "training"):
+                    if name == "SD UNet block" and (layout, mode) == ("channels_last", "training"):
+                        continue  # PyTorch 2.13's own group norm ends the process in its backward pass
                     yield f"{name} {mode} {batch}x{side} {layout}", make, side, batch, layout, mode
 
 
@@ -47,7 +50,7 @@ def prepared(make, side, batch, layout, mode):
     if layout == "channels_last":
         model = model.to(memory_format=torch.channels_last)
         inputs = tuple(x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
-    models = [model.train(mode == "training"), cpunorm.torch.convert(model)]
+    models = [model.train(mode == "training"), cpunorm.torch.convert(copy.deepcopy(model) if mode == "training" else model)]
     if mode == "training":
         results = [train(one, inputs, 1)[1] for one in models]
         runs = [lambda one=one: train(one, inputs, 1) for one in models]

@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def array(call: str, name: str, tensor: Tensor | None) -> Array | None:
+def array(call: str, name: str, tensor: Tensor | None) -> Any:
     """The tensor's memory as an array of its shape and strides; bfloat16 as ml_dtypes'. TypeError for what is no CPU tensor."""
     if tensor is None:
         return None

@@ -224,7 +224,7 @@ def _run(
     out: Tensor | None,
     stats: bool,
     total: bool,
-    given: tuple[Tensor | None, ...],
+    given: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
     running: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Any:
     """At once: the kernel, or autograd's function of it."""
@@ -233,7 +233,8 @@ def _run(
         fused, after = split(norm.name, norm.activation, *given)
         y, mean, rstd, summed = norms.Differentiable.apply(norm._replace(activation=fused), stats, total, *given, *running)
         return _results(activate(after, y), mean, rstd, summed)
-    y, mean, rstd, summed = norm.forward(*given, *running, out=out, stats=stats, total=total)
+    x, residual, weight, bias = given
+    y, mean, rstd, summed = norm.forward(x, residual, weight, bias, *running, out=out, stats=stats, total=total)
     return _results(y, *(None if value is None else tensor(value) for value in (mean, rstd, summed)))
 
 

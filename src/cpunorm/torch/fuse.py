@@ -136,7 +136,7 @@ def _key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 class _Proxy(fx.Proxy):  # type: ignore[misc]
     """One that cannot be taken for what is no tensor: isinstance() in a module's code would say so, and another branch be taken."""
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         if not str(sys._getframe(1).f_globals.get("__name__")).startswith("torch."):
             raise fx.proxy.TraceError("isinstance() of a traced value")

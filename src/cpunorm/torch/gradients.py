@@ -150,8 +150,7 @@ def _gradient(
         grad_x, *parts = getattr(torch.ops.cpunorm, call)(grad, x, *stats, weight, *options.values(), backend, threads)
         return grad_x if out is None else out.copy_(grad_x), *parts
     rule = Norm(name, {}, options, None, backend, threads)
-    stats = [array(call, key, value) for key, value in (("mean", mean), ("rstd", rstd))]
-    grad_x, *parts = rule.backward(grad, x, stats[0], stats[1], weight, out)
+    grad_x, *parts = rule.backward(grad, x, array(call, "mean", mean), array(call, "rstd", rstd), weight, out)
     return grad_x, *(tensor(part) for part in parts if part is not None)
 
 

@@ -134,7 +134,8 @@ class Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _mean: None, _rstd: None, grad_sum: Tensor | None) -> tuple[Tensor | None, ...]:
         """Of x, residual, weight and bias."""
         x, weight, y = ctx.saved_tensors
-        grad_x, grad_residual, grad_weight, grad_bias = gradients(ctx.norm, grad, grad_sum, x, *ctx.statistics, weight, y, ctx.by_row)
+        mean, rstd = ctx.statistics
+        grad_x, grad_residual, grad_weight, grad_bias = gradients(ctx.norm, grad, grad_sum, x, mean, rstd, weight, y, ctx.by_row)
         needs = ctx.needs_input_grad[3:7]
         wanted = (grad_x, grad_residual, grad_weight, grad_bias)
         return None, None, None, *(value if need else None for value, need in zip(wanted, needs, strict=True)), None, None

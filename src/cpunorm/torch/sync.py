@@ -133,7 +133,7 @@ class _Synchronized(torch.autograd.Function):
                     value.copy_(value.double() * (1 - momentum) + torch.from_numpy(new) * momentum)  # type: ignore[union-attr]
         added = None if residual is None else array(call, "residual", alike(residual, x))
         ctx.how = {"backend": backend(None), "threads": None}
-        given = {"weight": array(call, "weight", weight), "bias": array(call, "bias", bias), "eps": eps, "residual": added}
+        given: dict[str, Any] = {"weight": array(call, "weight", weight), "bias": array(call, "bias", bias), "eps": eps, "residual": added}
         _, mean, rstd = functional.batch_norm(
             seen, mean, var, out=array(call, "out", y), activation=activation, return_stats=True, **given, **ctx.how
         )
