@@ -15,9 +15,14 @@ CASES = {
         ["dask", "distributed", "zarr"],
         ["130 pictures in 3 chunks", "mean = [", "of what was written"],
     ),
+    "pytorch_models.py": (
+        ["--batch", "2", "--side", "8", "--steps", "3"],
+        ["torch"],
+        ["ResNetBlock", "TransformerBlock", "DiffusionBlock", "difference"],
+    ),
     "before_after.py": (["--batch", "2", "--side", "64", "--calls", "1"], [], ["preprocessing", "batch norm", "times"]),
 }
-PEERS = ("onnx", "dask")
+PEERS = ("onnx", "dask", "pytorch")
 
 
 def test_all_are_listed():

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/dask.md", "docs/preprocessing.md", "docs/statistics.md")
-EXTRAS = ("dask",)  # what an example that imports cpunorm.dask needs
+PAGES = ("README.md", "docs/dask.md", "docs/preprocessing.md", "docs/pytorch.md", "docs/statistics.md")
+EXTRAS = ("dask", "torch")  # what an example that imports cpunorm.dask, or cpunorm.torch, needs
 
 
 def examples() -> Iterator[Any]:

@@ -1,0 +1,287 @@
+"""The functions of `cpunorm` on CPU tensors. Names, order and defaults are those of ``torch.nn.functional``; see `cpunorm.functional`.
+
+What differs from the functions on arrays:
+
+* tensors are read and written where they are; the result is allocated by PyTorch, in x's memory format (that of layer and RMS norm is
+  contiguous). A gradient of another memory format than x's is brought into x's by PyTorch;
+* gradients are autograd's, once: a second derivative is a RuntimeError, and so is forward mode. mean and rstd of `return_stats` are not
+  differentiable. relu and relu6 stay in the same pass where gradients are wanted; silu and hardswish, whose gradient is that of the value
+  before them, are then PyTorch's;
+* with `out` no argument may require grad (RuntimeError), as in PyTorch;
+* without a configured backend it is C, where that is installed: it runs on the threads of PyTorch;
+* `torch.compile`, `torch.export` and FakeTensor see operators, ``torch.ops.cpunorm``: no graph breaks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpunorm import check
+from cpunorm.layout import CHANNELS_FIRST
+from cpunorm.torch import norms, operators, plain
+from cpunorm.torch.arrays import activate, differentiates, eager, refuse_out, split, tensor
+from cpunorm.torch.norms import BY_ROW, Norm, checked_sum, tracked
+
+_OPS = torch.ops.cpunorm
+assert operators.OPERATORS
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    layout: str = CHANNELS_FIRST,
+    out: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    return_stats: bool = False,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """`cpunorm.batch_norm` of tensors; in training running statistics are changed in place."""
+    given, running = (x, residual, weight, bias), (running_mean, running_var)
+    if eager(x):
+        norm = norms.batch_norm(training, momentum, eps, layout, activation, backend, threads)
+        results = _run(norm, out, return_stats, False, given, running)
+        if training:
+            tracked(*running)
+        return results
+    check.running("batch_norm", *running, needed=not training)
+    fused, after = split("batch_norm", activation, *given)
+    results = _OPS.batch_norm(*given, *((None, None) if training else running), training, eps, layout, fused, backend, threads)
+    return _recorded("batch_norm", results, out, after, return_stats, False, given, running if training else (None, None), momentum)
+
+
+def instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    layout: str = CHANNELS_FIRST,
+    out: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    return_stats: bool = False,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """`cpunorm.instance_norm` of tensors; with `use_input_stats` running statistics are changed in place."""
+    given, running = (x, residual, weight, bias), (running_mean, running_var)
+    if eager(x):
+        norm = norms.instance_norm(use_input_stats, momentum, eps, layout, activation, backend, threads)
+        results = _run(norm, out, return_stats, False, given, running)
+        if use_input_stats:
+            tracked(*running)
+        return results
+    check.running("instance_norm", *running, needed=not use_input_stats)
+    own = use_input_stats
+    fused, after = split("instance_norm", activation, *given)
+    results = _OPS.instance_norm(*given, *((None, None) if own else running), own, eps, layout, fused, backend, threads)
+    return _recorded("instance_norm", results, out, after, return_stats, False, given, running if own else (None, None), momentum)
+
+
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    layout: str = CHANNELS_FIRST,
+    out: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    return_stats: bool = False,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """`cpunorm.group_norm` of tensors."""
+    given = (x, residual, weight, bias)
+    if eager(x):
+        return _run(norms.group_norm(num_groups, eps, layout, activation, backend, threads), out, return_stats, False, given)
+    fused, after = split("group_norm", activation, *given)
+    results = _OPS.group_norm(*given, num_groups, eps, layout, fused, backend, threads)
+    return _recorded("group_norm", results, out, after, return_stats, False, given)
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: int | list[int] | tuple[int, ...],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    out: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    return_stats: bool = False,
+    return_sum: bool = False,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """`cpunorm.layer_norm` of tensors; the result is contiguous."""
+    given = (x, residual, weight, bias)
+    checked_sum("layer_norm", residual, return_sum)
+    if eager(x):
+        norm = norms.row_norm("layer_norm", normalized_shape, eps, activation, backend, threads)
+        return _run(norm, out, return_stats, return_sum, given)
+    fused, after = split("layer_norm", activation, *given)
+    results = _OPS.layer_norm(*given, _sizes(normalized_shape), eps, fused, backend, threads)
+    return _recorded("layer_norm", results, out, after, return_stats, return_sum, given)
+
+
+def rms_norm(
+    x: Tensor,
+    normalized_shape: int | list[int] | tuple[int, ...],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    out: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    return_stats: bool = False,
+    return_sum: bool = False,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    """`cpunorm.rms_norm` of tensors; the result is contiguous."""
+    given = (x, residual, weight, None)
+    checked_sum("rms_norm", residual, return_sum)
+    if eager(x):
+        norm = norms.row_norm("rms_norm", normalized_shape, eps, activation, backend, threads)
+        return _run(norm, out, return_stats, return_sum, given)
+    fused, after = split("rms_norm", activation, *given)
+    results = _OPS.rms_norm(*given[:3], _sizes(normalized_shape), eps, fused, backend, threads)
+    return _recorded("rms_norm", results, out, after, return_stats, return_sum, given)
+
+
+def local_response_norm(
+    x: Tensor,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    layout: str = CHANNELS_FIRST,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Tensor:
+    """`cpunorm.local_response_norm` of tensors."""
+    return _plain("local_response_norm", x, out, size, alpha, beta, k, layout, backend, threads)
+
+
+def normalize(
+    x: Tensor,
+    p: float = 2.0,
+    dim: int | tuple[int, ...] = 1,
+    eps: float = 1e-12,
+    *,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Tensor:
+    """`cpunorm.normalize` of tensors."""
+    return _plain("normalize", x, out, p, dim if isinstance(dim, (list, tuple)) else (dim,), eps, backend, threads)
+
+
+def mean_var(
+    x: Tensor,
+    axis: int | tuple[int, ...] | None = None,
+    *,
+    ddof: float = 0,
+    keepdims: bool = False,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`cpunorm.mean_var` of a tensor: two of float64."""
+    axes = tuple(range(x.ndim)) if axis is None else tuple(axis) if isinstance(axis, (list, tuple)) else (axis,)
+    given = (x, axes, ddof, keepdims, backend, threads)
+    if not eager(x):
+        return _OPS.mean_var(*given)  # type: ignore[no-any-return]
+    return plain.MeanVar.apply(*given) if differentiates(x) else plain.mean_var(*given)  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------- what they share
+
+
+def _run(
+    norm: Norm,
+    out: Tensor | None,
+    stats: bool,
+    total: bool,
+    given: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    running: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Any:
+    """At once: the kernel, or autograd's function of it."""
+    if differentiates(*given):
+        refuse_out(norm.name, out, *given)
+        fused, after = split(norm.name, norm.activation, *given)
+        y, mean, rstd, summed = norms.Differentiable.apply(norm._replace(activation=fused), stats, total, *given, *running)
+        return _results(activate(after, y), mean, rstd, summed)
+    x, residual, weight, bias = given
+    y, mean, rstd, summed = norm.forward(x, residual, weight, bias, *running, out=out, stats=stats, total=total)
+    return _results(y, *(None if value is None else tensor(value) for value in (mean, rstd, summed)))
+
+
+def _results(*values: Tensor | None) -> Any:
+    found = tuple(value for value in values if value is not None)
+    return found if len(found) > 1 else found[0]
+
+
+def _recorded(
+    name: str,
+    results: tuple[Tensor, ...],
+    out: Tensor | None,
+    after: str | None,
+    stats: bool,
+    total: bool,
+    given: tuple[Tensor | None, ...],
+    running: tuple[Tensor | None, Tensor | None] = (None, None),
+    momentum: float = 0.0,
+) -> Any:
+    """What an operator gave, as the function gives it."""
+    y = activate(after, results[0])
+    centred = name != "rms_norm"
+    x, running_mean, running_var = given[0], *running
+    if running_mean is not None and x is not None and x.numel():
+        _OPS.update_running(running_mean, running_var, results[3].detach(), results[4].detach(), momentum)
+    if out is not None:
+        refuse_out(name, out, *given)
+        y = _into(name, out, y)
+    statistics = [value.detach() for value in results[1 : 2 + centred]] if stats else []
+    return _results(y, *statistics, results[-1] if total and name in BY_ROW else None)
+
+
+def _plain(name: str, x: Tensor, out: Tensor | None, *given: Any) -> Tensor:
+    if not eager(x):
+        y = getattr(_OPS, name)(x, *given)
+        return y if out is None else _into(name, out, y)
+    if differentiates(x):
+        refuse_out(name, out, x)
+        return plain.Differentiable.apply(name, x, *given)  # type: ignore[no-any-return]
+    return plain.forward(name, x, *given, out=out)
+
+
+def _sizes(normalized_shape: Any) -> list[int]:
+    return list(normalized_shape) if isinstance(normalized_shape, (list, tuple)) else [normalized_shape]
+
+
+def _into(name: str, out: Tensor, y: Tensor) -> Tensor:
+    if out.shape != y.shape or out.dtype != y.dtype:
+        check.fail(ValueError, name, f"expected out of shape {tuple(y.shape)} and {y.dtype}, got {tuple(out.shape)} and {out.dtype}")
+    return out.copy_(y)

@@ -1,0 +1,172 @@
+"""The gradients of `cpunorm.functional` on CPU tensors, for those who write their own backward pass; autograd needs none of these."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpunorm import check
+from cpunorm.layout import CHANNELS_FIRST
+from cpunorm.torch import plain
+from cpunorm.torch.arrays import array, differentiates, eager, tensor
+from cpunorm.torch.norms import Norm
+
+
+def batch_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None = None,
+    *,
+    training: bool = True,
+    layout: str = CHANNELS_FIRST,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`cpunorm.batch_norm_backward` of tensors."""
+    options = {"training": training, "layout": layout}
+    return _gradient("batch_norm", grad, x, mean, rstd, weight, options, out, backend, threads)
+
+
+def instance_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None = None,
+    *,
+    use_input_stats: bool = True,
+    layout: str = CHANNELS_FIRST,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`cpunorm.instance_norm_backward` of tensors."""
+    options = {"use_input_stats": use_input_stats, "layout": layout}
+    return _gradient("instance_norm", grad, x, mean, rstd, weight, options, out, backend, threads)
+
+
+def group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    num_groups: int,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None = None,
+    *,
+    layout: str = CHANNELS_FIRST,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`cpunorm.group_norm_backward` of tensors."""
+    options = {"num_groups": num_groups, "layout": layout}
+    return _gradient("group_norm", grad, x, mean, rstd, weight, options, out, backend, threads)
+
+
+def layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    normalized_shape: int | list[int] | tuple[int, ...],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`cpunorm.layer_norm_backward` of tensors."""
+    return _gradient("layer_norm", grad, x, mean, rstd, weight, _shape(normalized_shape), out, backend, threads)
+
+
+def rms_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    normalized_shape: int | list[int] | tuple[int, ...],
+    rstd: Tensor,
+    weight: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`cpunorm.rms_norm_backward` of tensors."""
+    return _gradient("rms_norm", grad, x, None, rstd, weight, _shape(normalized_shape), out, backend, threads)
+
+
+def local_response_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    layout: str = CHANNELS_FIRST,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Tensor:
+    """`cpunorm.local_response_norm_backward` of tensors."""
+    return _plain("local_response_norm", grad, x, out, size, alpha, beta, k, layout, backend, threads)
+
+
+def normalize_backward(
+    grad: Tensor,
+    x: Tensor,
+    p: float = 2.0,
+    dim: int | tuple[int, ...] = 1,
+    eps: float = 1e-12,
+    *,
+    out: Tensor | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Tensor:
+    """`cpunorm.normalize_backward` of tensors."""
+    return _plain("normalize", grad, x, out, p, dim if isinstance(dim, (list, tuple)) else (dim,), eps, backend, threads)
+
+
+def _gradient(
+    name: str,
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    weight: Tensor | None,
+    options: dict[str, Any],
+    out: Tensor | None,
+    backend: str | None,
+    threads: int | None,
+) -> Any:
+    call = f"{name}_backward"
+    _refuse(call, grad, x, mean, rstd, weight, out)
+    if not eager(grad):
+        stats = (rstd,) if mean is None else (mean, rstd)
+        grad_x, *parts = getattr(torch.ops.cpunorm, call)(grad, x, *stats, weight, *options.values(), backend, threads)
+        return grad_x if out is None else out.copy_(grad_x), *parts
+    rule = Norm(name, {}, options, None, backend, threads)
+    grad_x, *parts = rule.backward(grad, x, array(call, "mean", mean), array(call, "rstd", rstd), weight, out)
+    return grad_x, *(tensor(part) for part in parts if part is not None)
+
+
+def _plain(name: str, grad: Tensor, x: Tensor, out: Tensor | None, *given: Any) -> Tensor:
+    call = f"{name}_backward"
+    _refuse(call, grad, x, out)
+    if eager(grad):
+        return plain.backward(name, grad, x, *given, out=out)
+    grad_x = getattr(torch.ops.cpunorm, call)(grad, x, *given)
+    return grad_x if out is None else out.copy_(grad_x)
+
+
+def _refuse(call: str, *tensors: Tensor | None) -> None:
+    if differentiates(*tensors):
+        check.fail(RuntimeError, call, "has no derivative of its own, but one of the arguments requires grad; pass .detach()")
+
+
+def _shape(normalized_shape: Any) -> dict[str, Any]:
+    return {"normalized_shape": tuple(normalized_shape) if isinstance(normalized_shape, (list, tuple)) else (normalized_shape,)}
