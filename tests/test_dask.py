@@ -380,7 +380,7 @@ def test_tasks_leave_their_inputs_as_they_are():
 def test_every_task_has_one_thread_and_the_backend_of_the_call(monkeypatch):
     seen = []
 
-    def recorded(threads, waking=1):
+    def recorded(threads):
         seen.append(threads)
         return found(threads)
 

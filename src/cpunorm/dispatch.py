@@ -6,6 +6,7 @@ Preparing is done once for each combination of shapes, strides, dtypes, options 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, cast
 
@@ -75,9 +76,14 @@ class Runner:
         return scratch
 
 
-def resources(threads: int | None, waking: int = 1) -> Resources:
+def resources(threads: int | None) -> Resources:
     """What a call that asked for `threads` may use."""
-    return Resources(settings.resolve_threads(threads), machine.caches(), waking)
+    return Resources(settings.resolve_threads(threads), machine.caches())
+
+
+def resources_of(backend: str, threads: int | None) -> Resources:
+    """The same for the kernels of a backend."""
+    return replace(resources(threads), waking=backends.compiled(backend).WAKING)
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -138,7 +144,7 @@ def prepare(
                 if ordered and view is not None and view.outer > 1 and not view.kept_outer:
                     continue  # one row in pieces that lie apart
                 if view is not None:
-                    plan = make(view, in_place and not copied, resources(threads, backends.compiled(backend).WAKING))
+                    plan = make(view, in_place and not copied, resources_of(backend, threads))
                     runner = Runner(plan, backend, x.dtype.name)
                     return _with_copies(runner, copied, order, second is not None) if copied else runner
     raise AssertionError(f"no view of packed copies: {x.shape}, {roles}")

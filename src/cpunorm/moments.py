@@ -167,6 +167,6 @@ def _runner(recipe: str, x: Array, view: View, backend: str, threads: int | None
     key = (recipe, view, data, backend, threads, settings.current())
     runner = call.find(key)
     if runner is None:
-        made = getattr(recipes, recipe)(view, data, dispatch.resources(threads, backends.compiled(backend).WAKING))
+        made = getattr(recipes, recipe)(view, data, dispatch.resources_of(backend, threads))
         runner = call.remember(key, dispatch.Runner(made, backend, x.dtype.name if x.dtype.name in check.FLOATS else "float32"))
     return cast(dispatch.Runner, runner)
