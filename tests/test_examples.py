@@ -10,15 +10,21 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 CASES = {
     "onnx_inference.py": (["--batch", "2", "--calls", "2"], ["onnx", "onnxruntime"], ["preprocessing 2 pictures", "largest difference"]),
     "dataset_statistics.py": (["--count", "12"], ["PIL"], ["12 pictures", "mean = [0.", "std = [0."]),
+    "digits.py": (
+        ["--epochs", "3", "--seeds", "1", "--picture", "digits"],
+        ["sklearn", "matplotlib"],
+        ["| He | 0.1 | ", "| small | 1 | ", "never above 90% | "],
+    ),
     "before_after.py": (["--batch", "2", "--side", "64", "--calls", "1"], [], ["preprocessing", "batch norm", "times"]),
 }
+PEERS = ("onnx_inference.py", "digits.py")  # need other libraries
 
 
 def test_all_are_listed():
     assert {file.name for file in EXAMPLES.glob("*.py")} == set(CASES)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.peer) if "onnx" in name else name for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.peer) if name in PEERS else name for name in CASES])
 def test_example(name, tmp_path):
     arguments, modules, expected = CASES[name]
     for module in modules:

@@ -144,6 +144,11 @@ def preprocess(
     threads : int or None
         None is the configured number.
 
+    Returns
+    -------
+    y : array of shape (N, C, H, W) or (N, H, W, C), of `dtype`; `out` where it is given
+        Always of rank 4, of a single picture too.
+
     Raises
     ------
     ValueError, TypeError
