@@ -110,11 +110,11 @@ def cube(drawing: Drawing, left: float, top: float, hue: Hue) -> None:
 def norm(name: str, theme: Theme) -> Drawing:
     """The cube of one normalization, with its axes."""
     title, over, hue = CUBES[name]
-    drawing = Drawing(260, 196, f"{title}: the values that share statistics are {over}", theme)
-    left, top = 74.0, 46.0
+    drawing = Drawing(240, 196, f"{title}: the values that share statistics are {over}", theme)
+    left, top = 68.0, 46.0
     front, bottom = top - N * DEPTH[1], top - N * DEPTH[1] + S * UNIT
-    drawing.text(130, 18, title, size=15, weight=600)
-    drawing.text(130, 36, over, size=12)
+    drawing.text(120, 18, title, size=15, weight=600)
+    drawing.text(120, 36, over, size=12)
     cube(drawing, left, top + 8, hue)
     drawing.arrow(left, bottom + 20, left + C * UNIT, bottom + 20)
     drawing.text(left + C * UNIT / 2, bottom + 36, "C", size=12)
