@@ -59,7 +59,7 @@ def table(shapes=SHAPES, rounds=ROUNDS) -> Iterator[str]:
         least = min(times[names[0]])
         ratios = [min(times[name]) / least for name in names[1:]]
         first = f"{1e3 * least:.2f} ms" if least >= 1e-3 else f"{1e6 * least:.0f} us"
-        yield f"| {size} | {first} | {' | '.join(f'{ratio:.1f} times' for ratio in ratios)} |"
+        yield f"| {size} | {first} | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |"
 
 
 if __name__ == "__main__":
