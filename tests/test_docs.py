@@ -197,8 +197,8 @@ def test_tables_of_compare_have_its_form(page, tmp_path, monkeypatch, capsys):
         words = shlex.split(command)[1:]
         asked = cli._parser().parse_args(words)
         shapes = cli._shapes(asked.shape, asked.quick)
-        small = [word for index, word in enumerate(words) if word != "--shape" and words[index - 1] not in ("--shape", "--threads")]
-        small.remove("--threads")
+        replaced = ("--shape", "--threads")
+        small = [word for word, before in zip(words, ["", *words], strict=False) if word not in replaced and before not in replaced]
         assert cli.main([*small, "--quick", "--shape", "2,3,16,16", "--threads", "1"]) == 0
         head, rule, lines = form(capsys.readouterr().out.splitlines())
         assert form(content.splitlines())[:2] == (head, rule)
