@@ -156,6 +156,8 @@ def preprocess(
         without `crop`; a crop outside a picture; a `std` that is not positive; `quant` missing or unneeded; an `out` of another shape or
         dtype, read-only or overlapping a picture. Nothing is written then.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> x = np.full((2, 4, 4, 3), 255, np.uint8)
     >>> y = preprocess(x, mean=0.5, std=(0.5, 0.25, 0.1))
