@@ -20,9 +20,14 @@ CASES = {
         ["torch"],
         ["ResNetBlock", "TransformerBlock", "DiffusionBlock", "difference"],
     ),
+    "digits.py": (
+        ["--epochs", "3", "--seeds", "1", "--picture", "digits"],
+        ["sklearn", "matplotlib"],
+        ["| He | 0.1 | ", "| small | 1 | ", "never above 90% | "],
+    ),
     "before_after.py": (["--batch", "2", "--side", "64", "--calls", "1"], [], ["preprocessing", "batch norm", "times"]),
 }
-PEERS = ("onnx", "dask", "pytorch")
+PEERS = ("dask", "digits", "onnx", "pytorch")  # need other libraries
 
 
 def test_all_are_listed():

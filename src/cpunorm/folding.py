@@ -30,7 +30,7 @@ def fold_batch_norm(
 
     Parameters
     ----------
-    weight : array of shape (out, in / groups, *kernel), or (out, in) of a linear layer; `transposed` (in, out / groups, *kernel)
+    weight : array of shape (out, in / groups, kernel ...), or (out, in) of a linear layer; `transposed` (in, out / groups, kernel ...)
         float16, bfloat16, float32 or float64, as all arrays here; any strides.
     bias : array of shape (out,), or None
     running_mean, running_var : arrays of shape (out,)

@@ -144,6 +144,11 @@ def preprocess(
     threads : int or None
         None is the configured number.
 
+    Returns
+    -------
+    y : array of shape (N, C, H, W) or (N, H, W, C), of `dtype`; `out` where it is given
+        Always of rank 4, of a single picture too.
+
     Raises
     ------
     ValueError, TypeError
@@ -151,6 +156,8 @@ def preprocess(
         without `crop`; a crop outside a picture; a `std` that is not positive; `quant` missing or unneeded; an `out` of another shape or
         dtype, read-only or overlapping a picture. Nothing is written then.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> x = np.full((2, 4, 4, 3), 255, np.uint8)
     >>> y = preprocess(x, mean=0.5, std=(0.5, 0.25, 0.1))

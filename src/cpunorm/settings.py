@@ -1,11 +1,11 @@
 """Which backend and how many threads: per call, per context, per process, from the environment, by default; in this order.
 
-=========  ======================  ======================  ==========================  ==========================================
-           call                    context                 process                     environment
-=========  ======================  ======================  ==========================  ==========================================
-backend    ``backend="c"``         ``config(backend=...)`` `set_backend`               ``CPUNORM_BACKEND``
-threads    ``threads=2``           ``config(threads=...)`` `set_num_threads`           ``CPUNORM_NUM_THREADS``, ``OMP_NUM_THREADS``
-=========  ======================  ======================  ==========================  ==========================================
+=========  ===============  =======================  =================  ==========================================
+what       call             context                  process            environment
+=========  ===============  =======================  =================  ==========================================
+backend    ``backend="c"``  ``config(backend=...)``  `set_backend`      ``CPUNORM_BACKEND``
+threads    ``threads=2``    ``config(threads=...)``  `set_num_threads`  ``CPUNORM_NUM_THREADS``, ``OMP_NUM_THREADS``
+=========  ===============  =======================  =================  ==========================================
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class ChannelStats:
 
     Every value counts once: a picture of twice the pixels weighs twice. Blocks in any order and any split give the same answer, integers
     (bool and all integer dtypes) to the last bit, since their sums and sums of squares are kept as Python's integers; floats to rounding,
-    by blocks merged in float64 (`Moments.merge`). Both may be mixed: they are kept apart, and merged when asked for. Values are taken as
+    by blocks merged in float64 (``Moments.merge``). Both may be mixed: they are kept apart, and merged when asked for. Values are taken as
     they are: of uint8 and floats from 0 to 1 make two objects, or scale one of them.
 
     Parameters

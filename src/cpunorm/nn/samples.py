@@ -59,7 +59,7 @@ class _RowNorm(Layer):
 
 
 class LayerNorm(_RowNorm):
-    """``torch.nn.LayerNorm``: `cpunorm.layer_norm` of x of shape (..., *normalized_shape).
+    """``torch.nn.LayerNorm``: `cpunorm.layer_norm` of x whose last axes are `normalized_shape`.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class LayerNorm(_RowNorm):
 
 
 class RMSNorm(_RowNorm):
-    """``torch.nn.RMSNorm``: `cpunorm.rms_norm` of x of shape (..., *normalized_shape).
+    """``torch.nn.RMSNorm``: `cpunorm.rms_norm` of x whose last axes are `normalized_shape`.
 
     Arguments as `LayerNorm`, without a bias; eps None is the machine epsilon of the computing dtype.
     """
