@@ -37,17 +37,16 @@ def files(tmp_path):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """In this process, in a few rounds, and without PyTorch and OpenCV, whose import takes longer than all the rest."""
-    from cpunorm.compare import contestants, measure, preprocessing
+    """In this process, in a few rounds, and without other libraries, whose import takes longer than all the rest."""
+    from cpunorm.compare import measure, peers
 
     monkeypatch.setitem(measure.QUICK, "seconds", 0.1)
-    monkeypatch.setattr(contestants, "torch", lambda row, inputs: None)
-    monkeypatch.setattr(contestants, "set_torch_threads", lambda threads: None)
-    monkeypatch.setattr(preprocessing, "find_spec", lambda name: None)
+    monkeypatch.setitem(measure.QUICK, "passes", 2)
+    monkeypatch.setattr(peers, "installed", lambda: ("numpy",))
 
 
 def has_c():
-    return cli._available("c") is None
+    return cli.common.available("c") is None
 
 
 def refused(arguments, capsys):
@@ -316,9 +315,3 @@ def test_help(command, capsys):
         cli.main([*command, "--help"])
     assert end.value.code == cli.DONE
     assert "usage: cpunorm" in capsys.readouterr().out
-
-
-def test_the_quick_shapes_are_known():
-    from cpunorm.compare import measure
-
-    assert set(measure.QUICK_SHAPES) <= set(measure.shapes())

@@ -75,7 +75,7 @@ def torch(row: Operation, inputs: Inputs) -> Contestant | None:
     inputs = fresh(inputs, row)
 
     def results(given: Any) -> tuple[Array, ...]:
-        arrays = [_array(value) for value in (given if isinstance(given, tuple) else (given,))]
+        arrays = [array_of(value) for value in (given if isinstance(given, tuple) else (given,))]
         if layout is not None:
             arrays = [value.transpose(samples.layout_axes(layout, rank)) if value.ndim == rank else value for value in arrays]
         return (*arrays, *(inputs[name] for name in row.updates))
@@ -83,7 +83,7 @@ def torch(row: Operation, inputs: Inputs) -> Contestant | None:
     return Contestant(TORCH, row.torch(inputs), results, PEER_TOLERANCE[inputs["x"].dtype.name])
 
 
-def _array(tensor: Any) -> Array:
+def array_of(tensor: Any) -> Array:
     """A tensor as an array that NumPy computes with."""
     import torch
 
