@@ -23,7 +23,7 @@ from cpunorm.compare.results import Result, Row
 
 INK, LINE = "#010203", "#040506"  # stand for the page's colours
 MARKS = {"NCHW": "o", "NHWC": "s"}
-STYLES = {"NCHW": "-", "NHWC": "--"}
+STYLES: dict[str, Any] = {"NCHW": "-", "NHWC": "--"}
 WIDTH = 4.6  # inches, 440 pixels: a telephone's width without making letters smaller
 # Arithmetic operations a value, by the formulas: the affine is 3, moments 4 more, a gradient's sums 4 and its affine 5.
 OPERATIONS = {

@@ -134,7 +134,8 @@ def _roofline(result: Result, found: list[levels.Level], threads: int) -> str:
     rows = [((level.name, str(level.threads), f"{level.bytes / 1024:.0f}", f"{level.rate:.1f}"), "") for level in found]
     text = (
         "How many operations a second each row does, over how many it does a byte that has to move. The lines are copies within L1, L2, L3 "
-        "and memory, measured here. A point above the line of memory had its data in a cache; none can be above the line of the level it is in."
+        "and memory, measured here. A point above the line of memory had its data in a cache; none can be above the line of the level that "
+        "it is in."
     )
     figures = [_figure(charts.roofline(result, found, threads), f"{threads} thread{'s' * (threads > 1)}")]
     table = _table(("layout", "threads", "KB in all", "GB/s"), rows).replace("layout", "level", 1)

@@ -1,20 +1,20 @@
 """What became slower since a saved run, where the machine itself is faster and slower from minute to minute.
 
-Of both runs there are, for each pass, the seconds of the fastest turn and the limit of the same rounds: a copy of the same bytes. What a
-kernel takes is part memory, which the copy shares, and part computing, which it does not. So a kernel that did not change takes
+Of both runs there are, for each pass, the seconds of the fastest turn and the limit of the same rounds: a copy of the same bytes. What else
+runs on the machine makes passes slower, never faster, so a run is taken at the first quartile of its passes. What a kernel takes is part
+memory, which the copy shares, and part computing, which it does not. So a kernel that did not change takes
 
     between  before  and  before * copy now / copy before
 
-and is called slower only where it takes more than both, by more than `THRESHOLD`, in the median pass; and where its fastest pass is beyond
-the slowest one of the saved run. The chance of the latter alone, for equal kernels, is 1 in 252 with five passes each; whoever looks slower
-is then measured again, and is slower where both say so. What the saved run's own passes do not tell from it, `sees`, is printed: a slowdown
-below it goes unseen.
+and is called slower only where it takes more than both, by more than `THRESHOLD` and by more than the noise: what the faster half of the
+passes of either run differs by. Who looks slower is measured again, and is slower where both say so. The least that would be called
+slower is printed beside each row.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cpunorm import check
@@ -38,10 +38,10 @@ class Change:
     """One row of both runs."""
 
     key: Key
-    before: float  # seconds, of the median pass
+    before: float  # seconds, of the first quartile of the passes
     after: float
     times: float  # what it takes now by what the machine accounts for: 1.2 is 20% slower
-    noise: float  # half the range of the passes of both runs
+    noise: float  # what the median pass of either run takes beyond its fastest, added up
     sees: float  # the least `times` that would be called slower
     slower: bool
     faster: bool
@@ -65,25 +65,23 @@ def compare(before: Mapping[Key, Sample], result: Result) -> list[Change]:
 
 def change(key: Key, before: Sample, after: Sample) -> Change:
     """The rule above."""
-    most = [excess(before, sample, worst=True) for sample in (before, after)]
-    least = [excess(before, sample, worst=False) for sample in (before, after)]
-    times, gain = (statistics.median(values[1]) for values in (most, least))
-    sees = max(THRESHOLD, *most[0])
-    slower = times > THRESHOLD and min(most[1]) > max(most[0])
-    faster = gain < 1 / THRESHOLD and max(least[1]) < min(least[0])
-    noise = max((max(values) - min(values)) / 2 for values in most)
-    shown = gain if faster else times if times > 1 else min(1.0, gain) if gain < 1 else 1.0
-    return Change(key, statistics.median(before.minima), statistics.median(after.minima), shown, noise, sees, slower, faster)
+    then, now = quartile(before.minima), quartile(after.minima)
+    memory = quartile(after.limits) / quartile(before.limits) if before.limits and after.limits else 1.0
+    noise = spread(before) + spread(after)
+    sees = max(THRESHOLD, 1 + noise)
+    most, least = now / then / max(1.0, memory), now / then / min(1.0, memory)
+    times = most if most > 1 else least if least < 1 else 1.0
+    return Change(key, then, now, times, noise, sees, slower=times > sees, faster=times < 1 / sees)
 
 
-def excess(before: Sample, sample: Sample, *, worst: bool) -> list[float]:
-    """Of each pass: seconds by what they were before, or by what the memory's rate of this pass makes of that; whichever is more (less)."""
-    usual = statistics.median(before.minima)
-    if not before.limits or not sample.limits:
-        return [seconds / usual for seconds in sample.minima]
-    copy = statistics.median(before.limits)
-    choose = max if worst else min
-    return [seconds / (usual * choose(1.0, limit / copy)) for seconds, limit in zip(sample.minima, sample.limits, strict=True)]
+def quartile(seconds: Sequence[float]) -> float:
+    """The first: a quarter of the passes is faster."""
+    return statistics.quantiles(seconds, n=4, method="inclusive")[0] if len(seconds) > 1 else seconds[0]
+
+
+def spread(sample: Sample) -> float:
+    """What the median pass takes beyond the fastest, of the kernel."""
+    return statistics.median(sample.minima) / min(sample.minima) - 1
 
 
 def confirm(changes: list[Change], again: list[Change]) -> list[Change]:

@@ -125,8 +125,8 @@ def print_table(request: Request, result: Result) -> None:
 
 CHANGE_COLUMNS = ("operation", "shape", "layout", "who", "threads", "before, ms", "now, ms", "times", "noise", "sees from", "")
 CHANGE_TEXT = (
-    "times: what it takes now, by what the machine's memory, faster or slower than then, accounts for. noise: half the range of the "
-    "passes. A slowdown below `sees from` goes unnoticed; what looked slower was measured twice."
+    "times: what it takes now, by what the machine's memory, faster or slower than then, accounts for. noise: what the median passes "
+    "of both runs take beyond their fastest ones. A slowdown below `sees from` goes unnoticed; what looked slower was measured twice."
 )
 
 
