@@ -19,7 +19,7 @@ import pytest
 
 from cpunorm import backends, machine, settings
 from cpunorm.compare import contestants, heap, measure, peers, save
-from cpunorm.compare.results import trips
+from cpunorm.compare.results import CORE, trips
 
 ALL = settings.default_threads()
 THREADS = tuple(dict.fromkeys((1, ALL)))
@@ -90,7 +90,7 @@ def checked(benchmark):
         peers.use_threads(threads, libraries)
         good, error = contestants.deviation(contestant.results(contestant.run()), work.expected, **contestant.tolerance)
         assert good, f"{contestant.name} differs from the reference by {error:.2g}"
-        yardstick = Yardstick(work.limit_parts(threads) if has_limit() else {}, *trips)
+        yardstick = Yardstick({name: run for name, run in work.limit_parts(threads).items() if name != CORE} if has_limit() else {}, *trips)
         yardstick()
         start = time.perf_counter()
         contestant.run()

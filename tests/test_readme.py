@@ -41,7 +41,7 @@ def test_the_table_has_the_form_that_its_command_prints(monkeypatch, capsys, tmp
         for name, operation, layout in measure.cases(request):
             row = measure.ops.OPERATIONS[operation]
             names = [*request.backends, *([contestants.NUMPY] if row.function.__name__ in contestants.IDIOMS else [])]
-            names += [contestants.TORCH, *([peers.TORCH_OUT] if row.function.__name__ == "batch_norm" else [])]
+            names.append(contestants.TORCH)
             for threads in request.threads:
                 for one in names:
                     timing = Timing(((1e-3,), (1e-3,)))

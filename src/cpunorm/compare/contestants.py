@@ -90,6 +90,15 @@ def array_of(tensor: Any) -> Array:
     return np.asarray(tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy())
 
 
+def core_part(threads: int) -> Run:
+    """What a core does without memory: copies within L1, of every thread its own, some 50 us of them."""
+    from cpunorm import native
+
+    source = np.ones(3 * 1024 * threads, np.float32)
+    to = np.zeros_like(source)
+    return lambda: native.copy_limit(to, source, threads, stream=False, repeat=256)
+
+
 def set_torch_threads(threads: int) -> None:
     """For all calls that follow."""
     if find_spec("torch") is not None:

@@ -26,7 +26,7 @@ import numpy as np
 from cpunorm import ops, samples
 from cpunorm.compare import contestants, heap, peers, pictures, preprocessing, shapes
 from cpunorm.compare.contestants import Contestant, Run
-from cpunorm.compare.results import COPY, READ, STREAM, Limit, Result, Row, Timing, add_limits
+from cpunorm.compare.results import COPY, CORE, READ, STREAM, Limit, Result, Row, Timing, add_limits
 from cpunorm.ops import Inputs, Operation
 
 Array = np.ndarray[Any, Any]
@@ -161,8 +161,8 @@ class RowWork:
         return peers.found(self._row, self._inputs, threads, libraries, serial=serial)
 
     def limit_parts(self, threads: int) -> dict[str, Run]:
-        """A copy, one past the caches, and a read of x."""
-        return limit_parts(self._inputs["x"], self._out, threads)
+        """A copy, one past the caches, a read of x; and what a core does without memory."""
+        return limit_parts(self._inputs["x"], self._out, threads) | {CORE: contestants.core_part(threads)}
 
 
 def limit_parts(x: Array, out: Array, threads: int) -> dict[str, Run]:

@@ -35,6 +35,7 @@ class Library(NamedTuple):
 LIBRARIES = {  # by their names for --peers
     "numpy": Library("numpy", "numpy"),
     "torch": Library("torch", "torch"),
+    "torch_out": Library("torch", "torch"),  # into memory that it has, where it can
     "onnxruntime": Library("onnxruntime", "onnxruntime"),
     "opencv": Library("cv2", "opencv-python-headless"),
     "albucore": Library("albucore", "albucore"),
@@ -49,7 +50,7 @@ def installed() -> tuple[str, ...]:
 
 def use_threads(threads: int, libraries: tuple[str, ...]) -> None:
     """For all later calls of these libraries; ONNX Runtime has a number a session."""
-    if "torch" in libraries:
+    if "torch" in libraries or "torch_out" in libraries:
         contestants.set_torch_threads(threads)
     if "opencv" in libraries or "albucore" in libraries:
         import cv2
@@ -63,7 +64,9 @@ def found(row: Operation, inputs: Inputs, threads: int, libraries: tuple[str, ..
     if serial and "numpy" in libraries:
         made.append(contestants.numpy(row, inputs))
     if "torch" in libraries:
-        made += [contestants.torch(row, inputs), torch_out(row, inputs)]
+        made.append(contestants.torch(row, inputs))
+    if "torch_out" in libraries:
+        made.append(torch_out(row, inputs))
     if "onnxruntime" in libraries:
         made.append(onnx(row, inputs, threads))
     if "opencv" in libraries:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cpunorm import constants
-from cpunorm.compare.contestants import NUMPY, TORCH, Contestant, Run, set_torch_threads
+from cpunorm.compare.contestants import NUMPY, TORCH, Contestant, Run, core_part, set_torch_threads
 from cpunorm.preprocessing import Preprocessor
 
 Array = np.ndarray[Any, Any]
@@ -156,8 +156,8 @@ class Work:
         return found
 
     def limit_parts(self, threads: int) -> dict[str, Run]:
-        """Either of them."""
-        return limit(self._x, self._out, threads)
+        """Either of them; and what a core does without memory."""
+        return limit(self._x, self._out, threads) | {"copy within L1": core_part(threads)}
 
 
 def _contestant(name: str, run: Run) -> Contestant:

@@ -1,14 +1,15 @@
 """What became slower since a saved run, where the machine itself is faster and slower from minute to minute.
 
-Of both runs there are, for each pass, the seconds of the fastest turn and the limit of the same rounds: a copy of the same bytes. What else
-runs on the machine makes passes slower, never faster, so a run is taken at the first quartile of its passes. What a kernel takes is part
-memory, which the copy shares, and part computing, which it does not. So a kernel that did not change takes
+Of both runs there are, for each pass, the seconds of the fastest turn, those of a copy of the same bytes, and those of copies within L1,
+all in the same rounds. What else runs on the machine makes passes slower, never faster, so a run is taken at the first quartile of its
+passes. What a kernel takes is part memory, which the large copy shares, and part computing, which the copies within L1 share. So a kernel
+that did not change takes something between
 
-    between  before  and  before * copy now / copy before
+    before,    before * large copy now / then,    before * small copies now / then
 
-and is called slower only where it takes more than both, by more than `THRESHOLD` and by more than the noise: what the faster half of the
-passes of either run differs by. Who looks slower is measured again, and is slower where both say so. The least that would be called
-slower is printed beside each row.
+and is called slower only where it takes more than all three, by more than `THRESHOLD` and by more than the noise: what the faster half of
+the passes of either run differs by. Who looks slower is measured twice again, and is slower where all three say so. The least that would
+be called slower is printed beside each row.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ Key = tuple[str, str, str, str, int]  # operation, shape, layout, contestant, th
 
 @dataclass(frozen=True)
 class Sample:
-    """Of each pass, the seconds of the fastest turn and those of the limit (none without the C part)."""
+    """Of each pass, the seconds of the fastest turn, of the limit, and of copies within L1 (none without the C part)."""
 
     minima: tuple[float, ...]
-    limits: tuple[float, ...]
+    limits: tuple[float, ...] = ()
+    cores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Change:
 def compare(before: Mapping[Key, Sample], result: Result) -> list[Change]:
     """Of our rows that both runs have."""
     return [
-        change(row.key, before[row.key], Sample(row.timing.minima, row.limits))
+        change(row.key, before[row.key], Sample(row.timing.minima, row.limits, row.cores))
         for row in result.rows
         if row.contestant in check.BACKENDS and row.key in before
     ]
@@ -66,10 +68,13 @@ def compare(before: Mapping[Key, Sample], result: Result) -> list[Change]:
 def change(key: Key, before: Sample, after: Sample) -> Change:
     """The rule above."""
     then, now = quartile(before.minima), quartile(after.minima)
-    memory = quartile(after.limits) / quartile(before.limits) if before.limits and after.limits else 1.0
+    memory, core = (
+        quartile(late) / quartile(early) if early and late else 1.0
+        for early, late in ((before.limits, after.limits), (before.cores, after.cores))
+    )
     noise = spread(before) + spread(after)
     sees = max(THRESHOLD, 1 + noise)
-    most, least = now / then / max(1.0, memory), now / then / min(1.0, memory)
+    most, least = now / then / max(1.0, memory, core), now / then / min(1.0, memory, core)
     times = most if most > 1 else least if least < 1 else 1.0
     return Change(key, then, now, times, noise, sees, slower=times > sees, faster=times < 1 / sees)
 

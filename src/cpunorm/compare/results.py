@@ -11,6 +11,7 @@ from cpunorm import ops
 from cpunorm.compare import contestants, preprocessing
 
 COPY, STREAM, READ = "copy", "copy past the caches", "read"
+CORE = "copy within L1"  # no part of the limit: how fast the cores are meanwhile
 TRUSTED = 1.10  # a ratio whose passes differ by more than this factor gets a mark
 
 
@@ -85,6 +86,7 @@ class Row:
     peers: dict[str, Timing]  # of NumPy and PyTorch, in the same case
     limit: float | None = None  # seconds that this machine needs for as many bytes: the best of the run
     limits: tuple[float, ...] = ()  # the same of each pass, in this row's own rounds
+    cores: tuple[float, ...] = ()  # seconds of as many copies within L1, of each pass
 
     @property
     def rate(self) -> float:
@@ -131,7 +133,7 @@ class Limit:
     def seconds(self) -> tuple[float, ...]:
         """Of each pass: the faster copy for every write, a read for every further trip; preprocessing has its own two parts."""
         if self.operation == preprocessing.NAME:
-            return tuple(map(min, zip(*(part.minima for part in self.parts.values()), strict=True)))
+            return tuple(map(min, zip(*(part.minima for name, part in self.parts.items() if name != CORE), strict=True)))
         operation = ops.OPERATIONS[self.operation]
         parts = zip(*(self.parts[name].minima for name in (COPY, STREAM, READ)), strict=True)
         return tuple(trips(operation.reads, operation.writes, min(copy, stream), read) for copy, stream, read in parts)
@@ -156,7 +158,7 @@ def add_limits(result: Result) -> None:
     copy: dict[tuple[int, int], float] = {}
     read: dict[tuple[int, int], float] = {}
     expand: dict[tuple[int, int], float] = {}
-    own = {(limit.operation, limit.shape_name, limit.layout, limit.threads): limit.seconds() for limit in result.limits}
+    own = {(limit.operation, limit.shape_name, limit.layout, limit.threads): limit for limit in result.limits}
     for limit in result.limits:
         key = limit.array_bytes, limit.threads
         if limit.operation == preprocessing.NAME:
@@ -165,11 +167,13 @@ def add_limits(result: Result) -> None:
         copy[key] = min(copy.get(key, math.inf), limit.parts[COPY].minimum, limit.parts[STREAM].minimum)
         read[key] = min(read.get(key, math.inf), limit.parts[READ].minimum)
     for index, row in enumerate(result.rows):
-        limits = own.get((row.operation, row.shape_name, row.layout, row.case_threads), ())
+        mine = own.get((row.operation, row.shape_name, row.layout, row.case_threads))
         if row.operation == preprocessing.NAME:
             best = expand.get((row.bytes, row.case_threads))
         else:
             operation = ops.OPERATIONS[row.operation]
             key = row.bytes // (operation.reads + operation.writes), row.case_threads
             best = trips(operation.reads, operation.writes, copy[key], read[key]) if key in copy else None
-        result.rows[index] = replace(row, limit=best, limits=limits)
+        if mine is not None:
+            cores = mine.parts[CORE].minima if CORE in mine.parts else ()
+            result.rows[index] = replace(row, limit=best, limits=mine.seconds(), cores=cores)

@@ -13,7 +13,7 @@ from cpunorm import machine, report
 from cpunorm.compare import advice, peers, show
 from cpunorm.compare.measure import Request
 from cpunorm.compare.regress import Key, Sample
-from cpunorm.compare.results import COPY, STREAM, Result, Timing
+from cpunorm.compare.results import COPY, CORE, STREAM, Result, Timing
 
 FORMAT = 2
 
@@ -61,6 +61,7 @@ def write(file: Path, request: Request, result: Result, problems: list[str]) -> 
                             "gb_per_second": (2 if part in (COPY, STREAM) else 1) * limit.array_bytes / timing.minimum / 1e9,
                         }
                         for part, timing in limit.parts.items()
+                        if part != CORE
                     },
                 }
                 for limit in result.limits
@@ -77,6 +78,7 @@ def write(file: Path, request: Request, result: Result, problems: list[str]) -> 
                 "case_threads": row.case_threads,
                 **_seconds(row.timing),
                 "limit_passes": row.limits,
+                "core_passes": row.cores,
                 "bytes": row.bytes,
                 "gb_per_second": row.rate,
                 "limit_seconds": row.limit,
@@ -106,7 +108,7 @@ def read(file: Path) -> Saved:
         raise ValueError(f"expected a JSON file of `cpunorm compare --save`, format {FORMAT}")
     samples = {
         (row["operation"], "x".join(map(str, row["shape"])), row["layout"], row["contestant"], row["case_threads"]): Sample(
-            tuple(map(min, row["passes"])), tuple(row["limit_passes"])
+            tuple(map(min, row["passes"])), tuple(row["limit_passes"]), tuple(row["core_passes"])
         )
         for row in content["rows"]
     }

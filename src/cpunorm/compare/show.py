@@ -37,8 +37,8 @@ def machine_line(request: Request) -> str:
 
 
 def _versions(request: Request) -> str:
-    packages = ["cpunorm", "numpy", "numba", *(peers.LIBRARIES[name].package for name in request.peers if name != "numpy")]
-    return ", ".join(f"{package} {report._version(package)}" for package in packages)
+    packages = ["cpunorm", "numpy", "numba", *(peers.LIBRARIES[name].package for name in request.peers)]
+    return ", ".join(f"{package} {report._version(package)}" for package in dict.fromkeys(packages))
 
 
 def shape_text(row: Row, shapes: dict[str, tuple[int, ...]]) -> str:
@@ -126,7 +126,7 @@ def print_table(request: Request, result: Result) -> None:
 CHANGE_COLUMNS = ("operation", "shape", "layout", "who", "threads", "before, ms", "now, ms", "times", "noise", "sees from", "")
 CHANGE_TEXT = (
     "times: what it takes now, by what the machine's memory, faster or slower than then, accounts for. noise: what the median passes "
-    "of both runs take beyond their fastest ones. A slowdown below `sees from` goes unnoticed; what looked slower was measured twice."
+    "of both runs take beyond their fastest ones. A slowdown below `sees from` goes unnoticed; what looked slower was measured three times."
 )
 
 
