@@ -17,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from cpunorm import backends, machine, settings
+from cpunorm import backends, check, machine, settings
 from cpunorm.compare import contestants, heap, measure, peers, save
 from cpunorm.compare.results import CORE, trips
 
@@ -89,7 +89,10 @@ def checked(benchmark):
     def run(contestant, work, threads, libraries, trips=(None, None)):
         peers.use_threads(threads, libraries)
         good, error = contestants.deviation(contestant.results(contestant.run()), work.expected, **contestant.tolerance)
-        assert good, f"{contestant.name} differs from the reference by {error:.2g}"
+        problem = f"{contestant.name} differs from the reference by {error:.2g}"
+        if not good and contestant.name not in check.BACKENDS:
+            pytest.skip(f"not timed: {problem}")
+        assert good, problem
         yardstick = Yardstick({name: run for name, run in work.limit_parts(threads).items() if name != CORE} if has_limit() else {}, *trips)
         yardstick()
         start = time.perf_counter()

@@ -61,7 +61,7 @@ def work_of(operation, shape, layout, dtype):
     return _works[key]
 
 
-@pytest.mark.parametrize(("operation", "shape", "layout", "dtype", "threads", "who"), everything())
+@pytest.mark.parametrize(("operation", "shape", "layout", "dtype", "threads", "who"), [*everything()])
 def test_operation(checked, benchmark, operation, shape, layout, dtype, threads, who):
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")

@@ -28,7 +28,7 @@ def everything():
                         yield pytest.param(shape, layout, threads, who, id=label, marks=[pytest.mark.quick] if quick else [])
 
 
-@pytest.mark.parametrize(("shape", "layout", "threads", "who"), everything())
+@pytest.mark.parametrize(("shape", "layout", "threads", "who"), [*everything()])
 def test_preprocess(checked, benchmark, shape, layout, threads, who):
     work = preprocessing.Work(pictures.raw(pictures.load(None), shape), layout)
     libraries = peers.installed()
