@@ -344,6 +344,13 @@ def test_crossings():
     assert levels.crossings([1, 4, 16], [1, 1, 1], [2, 2, 2]) == []
 
 
+def test_a_busy_machine_is_named():
+    one, two, slow = (levels.Level("L1", threads, 1 << 14, rate) for threads, rate in ((1, 100.0), (2, 190.0), (2, 30.0)))
+    assert levels.busy([one]) is None
+    assert levels.busy([one, two]) is None
+    assert "2 threads copied 30 GB/s" in levels.busy([one, slow])
+
+
 def test_crossover_shapes_have_as_many_values_each():
     assert {int(np.prod(shape)) for shape in levels.crossover_shapes().values()} == {levels.VALUES}
 

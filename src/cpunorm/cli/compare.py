@@ -94,7 +94,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         if arguments.html is not None:
             with progress("page", levels.count(request)) as advance:
                 found, crossing = levels.of_machine(request, advance)
-            problems += crossing.problems
+            problems += [*crossing.problems, *filter(None, [levels.busy(found)])]
             arguments.html.write_text(page.page(request, result, changes, problems, found, crossing))
             written.append(arguments.html)
         if arguments.markdown:

@@ -86,7 +86,7 @@ def _wide_open(axis: Any, numbers: Sequence[float]) -> None:
 
 
 def times(rows: list[Row]) -> str:
-    """Of one operation and shape: everybody's fastest time with all threads, and a line to the median, by layout."""
+    """Of one operation and shape: everybody's fastest time with all threads, a bar from it to the median, by layout."""
     most = max(row.case_threads for row in rows)
     least = min(row.case_threads for row in rows)
     shown = [row for row in rows if row.case_threads == most or (row.case_threads == least and row.threads == 1 and _serial(row, rows))]
@@ -115,7 +115,7 @@ def times(rows: list[Row]) -> str:
         axis.set_ylim(place - 1, -0.7)
         axis.tick_params(axis="y", length=0)
         _wide_open(axis, [1e3 * value for row in shown for value in (row.timing.minimum, row.timing.median)] + limits)
-        axis.set_xlabel(f"ms, {most} thread{'s' * (most > 1)} (line: to the median; dotted: limit)")
+        axis.set_xlabel(f"ms, {most} thread{'s' * (most > 1)} (dotted: limit)")
         return _svg(figure, f"Times of {rows[0].operation}, {rows[0].shape_name}")
 
 

@@ -60,6 +60,17 @@ def measured(threads: tuple[int, ...]) -> list[Level]:
     return found
 
 
+def busy(found: list[Level]) -> str | None:
+    """Why these rates are not to be trusted: more threads copy less within their own L1 than one does, so they had no core each."""
+    rates = {level.threads: level.rate for level in found if level.name == "L1"}
+    if len(rates) < 2 or rates[max(rates)] > rates[1]:
+        return None
+    return (
+        f"the machine was busy: {max(rates)} threads copied {rates[max(rates)]:.0f} GB/s within L1, one {rates[1]:.0f}; "
+        "do not trust rates of several threads, nor what the model makes of them"
+    )
+
+
 def _copy(native: Any, to: Any, source: Any, threads: int, stream: bool, repeat: int) -> Callable[[], None]:
     return lambda: native.copy_limit(to, source, threads, stream=stream, repeat=repeat)
 
