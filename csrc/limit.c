@@ -17,14 +17,15 @@ static int64_t bound(int64_t count, int threads, int i)
     return i == threads ? count : count / GRAIN * i / threads * GRAIN;
 }
 
-/* to[:] = from[:], by store_plain or store_stream */
-void cpunorm_copy(intptr_t stage_address, float *to, const float *from, int64_t count, int threads)
+/* to[:] = from[:], by store_plain or store_stream; `repeat` times over, so that what takes less than starting threads can be timed. */
+void cpunorm_copy(intptr_t stage_address, float *to, const float *from, int64_t count, int64_t repeat, int threads)
 {
     stage *copy = (stage *)stage_address;
     #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int i = 0; i < threads; i++) {
         int64_t lo = bound(count, threads, i);
-        copy(to + lo, from + lo, bound(count, threads, i + 1) - lo);
+        for (int64_t r = 0; r < repeat; r++)
+            copy(to + lo, from + lo, bound(count, threads, i + 1) - lo);
     }
 }
 

@@ -22,7 +22,7 @@ void cpunorm_run(intptr_t program, int threads, intptr_t x, intptr_t second, int
                  intptr_t scratch);
 
 /* limit.c */
-void cpunorm_copy(intptr_t stage, float *to, const float *from, int64_t count, int threads);
+void cpunorm_copy(intptr_t stage, float *to, const float *from, int64_t count, int64_t repeat, int threads);
 float cpunorm_expand(intptr_t read, intptr_t write, float *to, int64_t to_count, const float *from, int64_t from_count, int threads);
 float cpunorm_read(intptr_t stage, const float *from, int64_t count, int threads);
 

@@ -36,18 +36,26 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def plain(monkeypatch):
-    """In this process, in a few rounds, and without PyTorch and OpenCV, whose import takes longer than all the rest."""
-    from cpunorm.compare import contestants, measure, preprocessing
+def brief(monkeypatch):
+    """In this process, and in a few rounds without pauses."""
+    from cpunorm.compare import measure
 
     monkeypatch.setitem(measure.QUICK, "seconds", 0.1)
-    monkeypatch.setattr(contestants, "torch", lambda row, inputs: None)
-    monkeypatch.setattr(contestants, "set_torch_threads", lambda threads: None)
-    monkeypatch.setattr(preprocessing, "find_spec", lambda name: None)
+    monkeypatch.setitem(measure.QUICK, "passes", 2)
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setattr(measure, "TURN", 1e-9)
+
+
+@pytest.fixture
+def plain(brief, monkeypatch):
+    """And without other libraries, whose import takes longer than all the rest."""
+    from cpunorm.compare import peers
+
+    monkeypatch.setattr(peers, "installed", lambda: ("numpy",))
 
 
 def has_c():
-    return cli._available("c") is None
+    return cli.common.available("c") is None
 
 
 def refused(arguments, capsys):
@@ -187,21 +195,21 @@ def test_compare_preprocess(corrupt, files, plain, monkeypatch, capsys):
 
 
 @pytest.mark.peer
-def test_compare_preprocess_with_peers(files):
+def test_compare_preprocess_with_peers(files, brief, capsys):
     """OpenCV and PyTorch pass the check that ours pass."""
     pytest.importorskip("torch")
     pytest.importorskip("cv2")
-    done = cpunorm("compare", "--quick", "--op", "preprocess", "--shape", TINY, *files)
-    assert done.returncode == (cli.DONE if has_c() else cli.INCOMPLETE), done.stderr
+    code = cli.main(["compare", "--quick", "--op", "preprocess", "--shape", TINY, *files])
+    assert code == (cli.DONE if has_c() else cli.INCOMPLETE), capsys.readouterr().err
     with open(files[1]) as file:
         assert {"PyTorch", "OpenCV"} <= {row["contestant"] for row in json.load(file)["rows"]}
 
 
 @pytest.mark.peer
-def test_compare_with_pytorch(files):
+def test_compare_with_pytorch(files, brief, capsys):
     pytest.importorskip("torch")
-    done = cpunorm("compare", "--quick", "--op", "", "--dtype", "float64", "--threads", "1", "--shape", TINY, *files)
-    assert done.returncode == (cli.DONE if has_c() else cli.INCOMPLETE), done.stderr
+    arguments = ["compare", "--quick", "--op", "", "--dtype", "float64", "--threads", "1", "--shape", TINY, "--peers", "numpy,torch"]
+    assert cli.main([*arguments, *files]) == (cli.DONE if has_c() else cli.INCOMPLETE), capsys.readouterr().err
     with open(files[1]) as file:
         rows = json.load(file)["rows"]
     assert {row["operation"] for row in rows if row["contestant"] == "PyTorch"} == set(ops.OPERATIONS)
@@ -239,7 +247,18 @@ def test_nothing_left_to_time(files, plain, monkeypatch, capsys):
 
 def test_without_c_the_limit_is_missing_and_named(files):
     done = cpunorm(
-        "compare", "--quick", "--shape", TINY, "--threads", "1", "--op", "inference", *files, without=["cpunorm._native", "torch"]
+        "compare",
+        "--quick",
+        "--shape",
+        TINY,
+        "--threads",
+        "1",
+        "--op",
+        "inference",
+        "--peers",
+        "numpy",
+        *files,
+        without=["cpunorm._native"],
     )
     assert done.returncode == cli.INCOMPLETE, done.stderr
     assert "skipped: backend c" in done.stderr
@@ -316,9 +335,3 @@ def test_help(command, capsys):
         cli.main([*command, "--help"])
     assert end.value.code == cli.DONE
     assert "usage: cpunorm" in capsys.readouterr().out
-
-
-def test_the_quick_shapes_are_known():
-    from cpunorm.compare import measure
-
-    assert set(measure.QUICK_SHAPES) <= set(measure.shapes())

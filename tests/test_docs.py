@@ -198,7 +198,7 @@ def test_tables_of_compare_have_its_form(page, tmp_path, monkeypatch, capsys):
     for command, content in found:
         words = shlex.split(command)[1:]
         asked = cli._parser().parse_args(words)
-        shapes = cli._shapes(asked.shape, asked.quick)
+        shapes = cli.compare._shapes(asked.shape, asked.quick)
         replaced = ("--shape", "--threads")
         small = [word for word, before in zip(words, ["", *words], strict=False) if word not in replaced and before not in replaced]
         assert cli.main([*small, "--quick", "--shape", "2,3,16,16", "--threads", "1"]) == 0

@@ -117,14 +117,14 @@ def struct_fields(struct: str) -> tuple[list[str], list[int], int]:
 # ---------------------------------------------------------------- the yardstick
 
 
-def copy_limit(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any], threads: int, *, stream: bool) -> None:
+def copy_limit(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any], threads: int, *, stream: bool, repeat: int = 1) -> None:
     """Copy `source` to `to` as fast as this machine can, through its caches or past them (`stream`). Both contiguous float32."""
     count = _floats(source)
     if _floats(to) != count:
         raise ValueError(f"a copy needs as much room as there is: {to.nbytes} bytes for {source.nbytes}")
     stage = address("store_stream" if stream else "store_plain", "float32")
     target = ffi.from_buffer("float[]", to, require_writable=True)
-    lib.cpunorm_copy(stage, target, ffi.from_buffer("float[]", source), count, driver(threads)[1])
+    lib.cpunorm_copy(stage, target, ffi.from_buffer("float[]", source), count, repeat, driver(threads)[1])
 
 
 def read_limit(source: np.ndarray[Any, Any], threads: int) -> float:

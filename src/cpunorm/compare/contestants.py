@@ -75,7 +75,7 @@ def torch(row: Operation, inputs: Inputs) -> Contestant | None:
     inputs = fresh(inputs, row)
 
     def results(given: Any) -> tuple[Array, ...]:
-        arrays = [_array(value) for value in (given if isinstance(given, tuple) else (given,))]
+        arrays = [array_of(value) for value in (given if isinstance(given, tuple) else (given,))]
         if layout is not None:
             arrays = [value.transpose(samples.layout_axes(layout, rank)) if value.ndim == rank else value for value in arrays]
         return (*arrays, *(inputs[name] for name in row.updates))
@@ -83,11 +83,20 @@ def torch(row: Operation, inputs: Inputs) -> Contestant | None:
     return Contestant(TORCH, row.torch(inputs), results, PEER_TOLERANCE[inputs["x"].dtype.name])
 
 
-def _array(tensor: Any) -> Array:
+def array_of(tensor: Any) -> Array:
     """A tensor as an array that NumPy computes with."""
     import torch
 
     return np.asarray(tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy())
+
+
+def core_part(threads: int) -> Run:
+    """What a core does without memory: copies within L1, of every thread its own, some 50 us of them."""
+    from cpunorm import native
+
+    source = np.ones(3 * 1024 * threads, np.float32)
+    to = np.zeros_like(source)
+    return lambda: native.copy_limit(to, source, threads, stream=False, repeat=256)
 
 
 def set_torch_threads(threads: int) -> None:

@@ -11,11 +11,24 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from cpunorm.compare import contestants, preprocessing, show
-from cpunorm.compare.measure import Request, Result, Row
+from cpunorm.compare import contestants, peers, preprocessing, show
+from cpunorm.compare.advice import headline, label
+from cpunorm.compare.measure import Request
+from cpunorm.compare.results import Result, Row
 
-COLOURS = {"numba": "#0072b2", "c": "#e69f00", "numpy": "#999999", contestants.NUMPY: "#666666", contestants.TORCH: "#cc79a7"}
-COLOURS[preprocessing.OPENCV] = "#009e73"
+# Seen as well on white as on black.
+COLOURS = {
+    "numba": "#2f86d6",
+    "c": "#e08a1e",
+    "numpy": "#999999",
+    contestants.NUMPY: "#7d7d7d",
+    contestants.TORCH: "#c75b9b",
+    peers.TORCH_OUT: "#a04fc4",
+    peers.ONNX: "#7f79d8",
+    preprocessing.OPENCV: "#2aa179",
+    preprocessing.ALBUCORE: "#d9604c",
+    peers.SKLEARN: "#a8942c",
+}
 WIDTH, DPI = 16, 100  # inches; 1600 pixels
 BAR, HEAD = 0.2, 0.62  # inches of a bar, and around the bars of a panel
 COLUMNS = 2
@@ -47,9 +60,9 @@ def draw(file: Path, request: Request, result: Result) -> None:
         for axis in axes[-1]:
             axis.set_xlabel("GB/s: bytes that have to be read and written, per second")
         figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)  # type: ignore[union-attr, call-arg]
-        figure.suptitle(f"{show.headline(result)}\n{show.machine_line(request)}", x=0.01, ha="left", fontsize=12)
+        figure.suptitle(f"{headline(result)}\n{show.machine_line(request)}", x=0.01, ha="left", fontsize=12)
         used = [name for name in COLOURS if any(row.contestant == name for row in rows)]
-        handles: list[Any] = [Patch(color=COLOURS[name], label=show.label(name)) for name in used]
+        handles: list[Any] = [Patch(color=COLOURS[name], label=label(name)) for name in used]
         if result.limits:
             handles.append(Line2D([], [], color="black", linewidth=2, label="this machine's copy limit"))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

@@ -6,18 +6,19 @@ uint8 pictures NHWC in, normalized float32 out, channels first or last. ``cpunor
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from cpunorm import constants
-from cpunorm.compare.contestants import NUMPY, TORCH, Contestant, Run, set_torch_threads
+from cpunorm.compare.contestants import NUMPY, TORCH, Contestant, Run, core_part, set_torch_threads
 from cpunorm.preprocessing import Preprocessor
 
 Array = np.ndarray[Any, Any]
 
-NAME, OPENCV = "preprocess", "OpenCV"
+NAME, OPENCV, ALBUCORE = "preprocess", "OpenCV", "albucore"
 LAYOUTS = ("NCHW", "NHWC")  # of the result
 MEAN, STD = np.array(constants.IMAGENET_MEAN), np.array(constants.IMAGENET_STD)
 CHANNELS = len(MEAN)
@@ -98,6 +99,20 @@ def opencv(x: Array, layout: str, threads: int) -> Run | None:
     return lambda: cv2.dnn.blobFromImagesWithParams(pictures, params)
 
 
+def albucore(x: Array, layout: str) -> Run | None:
+    """`normalize`, a picture at a time, as albumentations calls it; None where it is not installed, or too old. Its result is NHWC."""
+    if layout != "NHWC" or find_spec("albucore") is None:
+        return None
+    import albucore
+
+    mean, denominator = (255 * MEAN).astype(np.float32), (1 / (255 * STD)).astype(np.float32)
+    try:
+        albucore.normalize(x[0], mean, denominator)
+    except (AttributeError, TypeError):
+        return None
+    return lambda: [albucore.normalize(picture, mean, denominator) for picture in x]
+
+
 def limit(x: Array, out: Array, threads: int) -> dict[str, Run]:
     """The bytes of `x` read and those of `out` written, by ordinary and by streaming stores: the faster one is the limit."""
     from cpunorm import native
@@ -114,30 +129,35 @@ class Work:
 
     def __init__(self, x: Array, layout: str) -> None:
         self._x, self._layout = x, layout
-        self.expected: tuple[Array, ...] = (reference(x, layout),)
-        self._out = np.zeros(self.expected[0].shape, np.float32)
+        shape = x.shape if layout == "NHWC" else (x.shape[0], x.shape[3], *x.shape[1:3])
+        self._out = np.zeros(shape, np.float32)
         self.bytes = self.array_bytes = x.nbytes + self._out.nbytes
+
+    @cached_property
+    def expected(self) -> tuple[Array, ...]:
+        """By the formula."""
+        return (reference(self._x, self._layout),)
 
     def ours(self, backend: str, threads: int) -> Contestant:
         """One of our backends."""
         return _contestant(backend, ours(self._x, self._layout, backend, threads, self._out))
 
-    def plain(self) -> Contestant:
-        """NumPy."""
-        return _contestant(NUMPY, numpy(self._x, self._layout))
-
-    def peers(self, threads: int) -> list[Contestant]:
-        """PyTorch, by the way that is the fastest here, and OpenCV."""
+    def peers(self, threads: int, libraries: tuple[str, ...], *, serial: bool) -> list[Contestant]:
+        """NumPy, PyTorch by the way that is the fastest here, OpenCV, albucore."""
         found = []
-        if ways := torch(self._x, self._layout, threads):
+        if serial and "numpy" in libraries:
+            found.append(_contestant(NUMPY, numpy(self._x, self._layout)))
+        if "torch" in libraries and (ways := torch(self._x, self._layout, threads)):
             found.append(_contestant(TORCH, min(ways.values(), key=_seconds)))
-        if (run := opencv(self._x, self._layout, threads)) is not None:
+        if "opencv" in libraries and (run := opencv(self._x, self._layout, threads)) is not None:
             found.append(_contestant(OPENCV, run))
+        if "albucore" in libraries and (run := albucore(self._x, self._layout)) is not None:
+            found.append(_contestant(ALBUCORE, run))
         return found
 
     def limit_parts(self, threads: int) -> dict[str, Run]:
-        """Either of them."""
-        return limit(self._x, self._out, threads)
+        """Either of them; and what a core does without memory."""
+        return limit(self._x, self._out, threads) | {"copy within L1": core_part(threads)}
 
 
 def _contestant(name: str, run: Run) -> Contestant:
