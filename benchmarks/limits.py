@@ -24,8 +24,8 @@ import numpy as np
 from cpunorm import machine, native, ops
 from cpunorm.compare import contestants, heap
 
-TURN = 0.004  # seconds, or one call
-PAUSE = 0.003
+TURN = 0.006  # seconds, or one call
+PAUSE = 0.006  # libgomp's threads spin for 2 to 3 ms after a region, and slow what is timed next beside them threefold
 LEAST = 5  # turns
 
 
