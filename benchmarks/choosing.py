@@ -18,7 +18,7 @@ SHAPES = {
     "26 MB": (32, 256, 28, 28),
     "103 MB": (32, 64, 112, 112),
 }
-TURN, PAUSE, ROUNDS = 0.003, 0.003, 60
+TURN, PAUSE, ROUNDS = 0.003, 0.006, 60
 
 
 def calls(x, threads):

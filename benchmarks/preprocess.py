@@ -20,7 +20,7 @@ from cpunorm.compare.contestants import NUMPY
 from cpunorm.compare.preprocessing import MEAN, STD
 
 THREADS = settings.default_threads()
-SECONDS, PAUSE, LEAST = 4.0, 0.003, 5  # a case; between two runs; turns of each
+SECONDS, PAUSE, LEAST = 4.0, 0.006, 5  # a case; between two runs; turns of each
 CASES = {
     "32 x 224": ((32, 224, 224, 3), None),
     "64 x 640": ((64, 640, 640, 3), None),

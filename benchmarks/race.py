@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-PAUSE = 0.002  # seconds; an OpenMP region's threads spin for a millisecond after it
+PAUSE = 0.006  # seconds; an OpenMP region's threads spin for 2 to 3 ms after it
 
 
 def race(runs: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, float]:

@@ -14,7 +14,7 @@ import cpunorm as cn
 from cpunorm import plan
 from cpunorm.compare import heap
 
-TURN, PAUSE = 0.004, 0.003  # seconds
+TURN, PAUSE = 0.004, 0.006  # seconds
 
 
 def batch_norm(size: int):

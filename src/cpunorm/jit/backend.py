@@ -18,7 +18,7 @@ from cpunorm.jit.lowlevel import FASTMATH, STEP_RECORD
 from cpunorm.program import SLOTS
 
 name = "numba"
-WAKING = 4  # times `plan.SERIAL_BYTES` that a second thread pays from: two take 35 us for 1 MB where one takes 24 (benchmarks/waking.py)
+WAKING = 8  # times `plan.SERIAL_BYTES` that a second thread pays from: two take 45 us for 2 MB where one takes 38 (benchmarks/waking.py)
 _ELEMENTS = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}  # `vectors` says how
 _OPTIONS = {"error_model": "numpy", "boundscheck": False, "fastmath": FASTMATH}
 forks.locks.append(global_compiler_lock)  # another user of Numba may be compiling
