@@ -88,7 +88,7 @@ def test_parameters_with_gaps(arrangement, x, dtype, training, backend):
 @pytest.mark.parametrize("operand", ["x", "out", "residual"])
 def test_unaligned_where_an_aligned_one_was_before(operand, compiled, monkeypatch):
     """Of the same shape and strides, so that only its address tells it from the call that was prepared; streaming stores would trap."""
-    monkeypatch.setattr(dispatch, "resources", lambda threads, waking: plan.Resources(1, Caches(1 << 20, 1)))
+    monkeypatch.setattr(dispatch, "resources", lambda threads: plan.Resources(1, Caches(1 << 20, 1)))
     call._PREPARED.clear()
     rng = np.random.default_rng(5)
     given = {name: rng.normal(size=(2, 3, 64, 64)).astype(np.float32) for name in ("x", "out", "residual")}

@@ -56,7 +56,7 @@ def test_any_schedule(l2, l3, layout, dtype, training, compiled, monkeypatch):
     inputs = {**training_options(layout, dtype, (3, 24, 29, 31)), "training": training, "backend": compiled}
     results = []
     for caches in (machine.caches(), machine.Caches(l2, l3)):
-        monkeypatch.setattr(dispatch, "resources", lambda threads, waking, caches=caches: plan.Resources(threads or 2, caches))
+        monkeypatch.setattr(dispatch, "resources", lambda threads, caches=caches: plan.Resources(threads or 2, caches))
         for offset in range(3):  # of the result in its cache line
             mine = copied(inputs)
             x = mine["x"]
