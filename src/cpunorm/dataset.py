@@ -68,7 +68,6 @@ class Result:
 
     state: State
     unreadable: list[str] = field(default_factory=list)
-    resumed: int = 0
 
 
 def count(folder: Path, files: list[Path], state_file: Path | None, result: Result, progress: Callable[[str], Any]) -> None:
@@ -84,7 +83,6 @@ def count(folder: Path, files: list[Path], state_file: Path | None, result: Resu
             what = "has changed" if name in known else "is gone"
             raise ValueError(f"{folder / name} {what} since it was counted in {state_file}; remove that to begin anew")
     todo = [file for file in files if file.relative_to(folder).as_posix() not in state.files]
-    result.resumed = len(files) - len(todo)
     saved, pause = time.monotonic(), SAVE_SECONDS
     try:
         with closing(loader.in_parallel(todo, _statistics, settings.default_threads())) as found, _interrupts_held() as interrupted:
