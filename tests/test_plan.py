@@ -72,6 +72,7 @@ FORWARD = {
 }
 BACKWARD = {
     "batch_norm_backward": (VIEWS, lambda v, *given: recipes.channel_gradients(v, *given, groups=v.channels, training=True)),
+    "batch_norm_backward, inference": (VIEWS, lambda v, *given: recipes.channel_gradients(v, *given, groups=v.channels, training=False)),
     "group_norm_backward": (KEPT, lambda v, *given: recipes.channel_gradients(v, *given, groups=_groups(v), training=True)),
     "instance_norm_backward": (KEPT, lambda v, *given: recipes.channel_gradients(v, *given, groups=v.channels, training=True)),
     "row_gradients": (ROWS, recipes.row_gradients),
@@ -373,6 +374,18 @@ def test_pieces_of_columns_are_enough_but_no_more(make, view, second):
             long = fields["length"] * max(4, ITEMSIZES[dtype]) > plan.PIECE_BYTES + 8 * fields["last"]
             assert outer * fields["pieces"] * 2 >= plan.FEWEST or not long
             assert fields["length"] % fields["last"] == 0
+
+
+@by_case
+def test_a_second_operand_has_strides(make, view, second):
+    """What a step reads of it, it knows the place of; and steps that share a table of coefficients agree on its rows."""
+    tables = {}
+    for step in steps(make(view, Data("float32", second), Resources(2, CACHES))):
+        if step.fields.get("has_second") and not step.kernel.startswith("fold_"):
+            assert "second_middle" in step.fields, step.kernel
+        if "coefficients" in step.fields:
+            tables.setdefault(step.fields["coefficients"], set()).add(step.fields["has_second"])
+    assert all(len(rows) == 1 for rows in tables.values())
 
 
 @by_case

@@ -164,15 +164,14 @@ def channel_gradients(view: View, data: Data, resources: Resources, *, groups: i
     reduction = reduce("sums_" + view.form, view, data, scratch, columns=2)
     reduction = with_groups(reduction, groups)
     merge, where = merge_entries("fold_sums", reduction, scratch, columns=2)
-    coefficients = coefficients_of(view, data, scratch, outer=view.kept_outer)
+    last_view, last_data = view, data
+    if not training:  # grad_x is grad * scale: x is not read again, and an infinity in it stays out
+        last_view, last_data = replace(view, strides=(view.strides[0], view.strides[2])), replace(data, second=False)
+    coefficients = coefficients_of(last_view, last_data, scratch, outer=view.kept_outer)
+    affine = affine_step(last_view, last_data, coefficients, resources.caches)
     common: dict[str, Value] = {**coefficients, **where, "groups": groups, "training": int(training)}
     common |= {"total": reduction.unit_size * (channels // groups)}
     gradients = Step("fold_gradients", {"items": samples * groups, **common})
-    if training:
-        affine = affine_step(view, data, coefficients, resources.caches)
-    else:  # grad_x is grad * scale: x is not read again, and an infinity in it stays out
-        alone = replace(view, strides=(view.strides[0], view.strides[2]))
-        affine = affine_step(alone, replace(data, second=False), coefficients, resources.caches)
     last = (Step("fold_parameters", {**common, "items": channels, "outer": samples}),)
     if groups != channels:  # units of the sums are channels, units of the gradient groups: all of the former first
         phases = (
