@@ -8,7 +8,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: ## the package in place, with all extras, and the C kernels if there is a compiler
-	$(PYTHON) -m pip install --editable ".[all,docs]"
+	$(PYTHON) -m pip install --editable ".[all]"
 
 build: ## the C kernels again, in place
 	$(PYTHON) setup.py --quiet build_ext --inplace
@@ -27,8 +27,8 @@ docs: ## the pages, into build/docs
 tables: ## the measured tables of the README and the pages, anew; some ten minutes on an idle machine
 	$(PYTHON) docs/tables.py README.md docs/guide/numerics.md docs/guide/choosing.md docs/guide/digits.md
 
-bench-quick: ## the bars of a few shapes
-	$(PYTHON) benchmarks/limits.py --only "inference NCHW" --seconds 1
+bench-quick: ## the quick set of the benchmarks, under three minutes
+	$(PYTHON) -m pytest benchmarks -m quick
 
 compare: ## layouts, backends and threads on this machine
 	cpunorm compare --quick
@@ -36,7 +36,7 @@ compare: ## layouts, backends and threads on this machine
 wheels: ## what is installed from where: Pythons, compilers, oldest dependencies
 	.ci/wheels
 
-sanitize: ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: ## the C kernels under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer, and for aarch64
 	.ci/sanitize
 
 ci: ## everything that has to hold
