@@ -337,10 +337,12 @@ def mean_var(call):
     far = _most(x - mean, axes)
     lost = LOST * np.abs(mean) * (far > 0 if not exact else 1)
     risky = _beyond(t, _most(x, axes), far)
-    most = np.square(lost) * n / np.float64(max(n - ddof, 0)) + (16 * LOST * np.square(_most(x, axes)) if exact else 0)
+    # A merge squares a difference of means, of which each is off by half its last place (Chan): in first order that difference times it.
+    merged = (2 * far + lost) * lost
+    most = merged * n / np.float64(max(n - ddof, 0)) + (16 * LOST * np.square(_most(x, axes)) if exact else 0)
     shape = mean.shape if call.options["keepdims"] else mean.squeeze(axes).shape
     found = []
-    for name, value, off in (("mean", mean, t.k * far + lost), ("var", var, t.k * np.abs(var) + most)):
+    for name, value, off in (("mean", mean, t.k * far + lost + 4 * t.tiny), ("var", var, t.k * np.abs(var) + most)):
         found.append(Wanted(name, value.reshape(shape), _bounded(value, off, risky).reshape(shape), np.dtype(np.float64)))
     return found
 

@@ -233,3 +233,13 @@ def test_backends_agree_on_a_wide_window():
         except ImportError as problem:
             pytest.skip(str(problem))
         assert_close(result, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_local_response_of_large_values(size, backend):
+    """d^(-beta - 1) is 1e-45 where x is 1e13: the gradient is 1e-19 and more, and right."""
+    x = np.random.default_rng(0).uniform(1e12, 1e13, (2, 5, 7)).astype(np.float32)
+    grad = np.random.default_rng(1).uniform(1, 2, x.shape).astype(np.float32)
+    wanted = cn.local_response_norm_backward(grad.astype(np.float64), x.astype(np.float64), size, 1.0, backend="numpy")
+    result = cn.local_response_norm_backward(grad, x, size, 1.0, backend=backend)
+    assert_close(result, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())

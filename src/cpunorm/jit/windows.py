@@ -141,7 +141,7 @@ def window_gradient_runs(step, buffers, lo, hi):
                 x = fetch(s, buffers[SECOND], second + ready * s.second_middle, w, wide_x)
                 t = view(ring, ready % span * s.grain, w)
                 for q in range(w):
-                    t[q] = g[q] * x[q] * (p[q] / d[q])
+                    t[q] = g[q] * p[q] * (x[q] / d[q])  # p / d leaves the range of float32 where d is 1e22
                 ready += 1
             for q in range(w):
                 z[q] = zero
@@ -188,7 +188,7 @@ def window_gradient_columns(step, buffers, lo, hi):
                 x = fetch(s, buffers[SECOND], second + part, n, wide_x)
                 t = view(ring, part - first, n)
                 for q in range(n):
-                    t[q] = g[q] * x[q] * (p[q] / d[q])
+                    t[q] = g[q] * p[q] * (x[q] / d[q])  # p / d leaves the range of float32 where d is 1e22
                 part += n
             z = view(tile, 0, w)
             for q in range(w):
