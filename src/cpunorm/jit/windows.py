@@ -131,7 +131,7 @@ def window_gradient_runs(step, buffers, lo, hi):
         base = outer * s.x_outer + j
         second = outer * s.second_outer + j
         z = view(tile, 0, w)
-        factor = d.dtype.type(2.0 * s.alpha * s.beta / s.size)
+        factor = 2.0 * s.alpha * s.beta / s.size
         ready = 0  # channels whose t is in the ring
         for c in range(s.channels):
             while ready < min(s.channels, c + s.before + 1):
@@ -141,7 +141,7 @@ def window_gradient_runs(step, buffers, lo, hi):
                 x = fetch(s, buffers[SECOND], second + ready * s.second_middle, w, wide_x)
                 t = view(ring, ready % span * s.grain, w)
                 for q in range(w):
-                    t[q] = g[q] * p[q] * (x[q] / d[q])  # p / d leaves the range of float32 where d is 1e22
+                    t[q] = np.float64(g[q]) * x[q] * p[q] / d[q]  # p / d leaves the range of float32 where d is 1e22
                 ready += 1
             for q in range(w):
                 z[q] = zero
@@ -154,7 +154,7 @@ def window_gradient_runs(step, buffers, lo, hi):
             g = fetch(s, buffers[X], base + c * s.x_middle, w, wide_g)
             x = fetch(s, buffers[SECOND], second + c * s.second_middle, w, wide_x)
             for q in range(w):
-                z[q] = g[q] * p[q] - factor * x[q] * z[q]
+                z[q] = np.float64(g[q]) * p[q] - factor * x[q] * z[q]
             call_stage(s.store, at_byte(buffers[Y], (outer * s.y_outer + c * s.y_middle + j) * s.item_size), tile, w)
     fence()
 
@@ -174,7 +174,7 @@ def window_gradient_columns(step, buffers, lo, hi):
         m = row - outer * s.middle
         start = outer * s.x_outer + m * s.x_middle
         second = outer * s.second_outer + m * s.second_middle
-        factor = d.dtype.type(2.0 * s.alpha * s.beta / s.size)
+        factor = 2.0 * s.alpha * s.beta / s.size
         for c in range(0, s.channels, TILE):
             w = min(TILE, s.channels - c)
             first = max(0, c - s.after)
@@ -188,7 +188,7 @@ def window_gradient_columns(step, buffers, lo, hi):
                 x = fetch(s, buffers[SECOND], second + part, n, wide_x)
                 t = view(ring, part - first, n)
                 for q in range(n):
-                    t[q] = g[q] * p[q] * (x[q] / d[q])  # p / d leaves the range of float32 where d is 1e22
+                    t[q] = np.float64(g[q]) * x[q] * p[q] / d[q]  # p / d leaves the range of float32 where d is 1e22
                 part += n
             z = view(tile, 0, w)
             for q in range(w):
@@ -206,6 +206,6 @@ def window_gradient_columns(step, buffers, lo, hi):
             g = fetch(s, buffers[X], start + c, w, wide_g)
             x = fetch(s, buffers[SECOND], second + c, w, wide_x)
             for q in range(w):
-                z[q] = g[q] * p[q] - factor * x[q] * z[q]
+                z[q] = np.float64(g[q]) * p[q] - factor * x[q] * z[q]
             call_stage(s.store, at_byte(buffers[Y], (outer * s.y_outer + m * s.y_middle + c) * s.item_size), tile, w)
     fence()
