@@ -17,6 +17,7 @@ enum {
     TILE = 256,        /* values between load and store of the affine: streaming wants them fine (benchmarks/tile.py) */
     STRIP = 512,       /* columns that a reduction of columns accumulates at once, on the stack */
     ROWS = 32,         /* rows summed in T before they go to double */
+    FEW = 3072,        /* values of rows that stay in L1 while they are summed group by group: 12 KB of float */
     LONG = 1024,       /* integers in a run that are worth adding up as columns */
     RING = 16384,      /* values: the reach of a window (before + after + TILE) or its channels times a strip must fit */
     LINE = 64,         /* bytes */
@@ -99,6 +100,15 @@ INLINE char *at(const operand array, int64_t outer, int64_t middle, int64_t last
 INLINE int64_t to_line(const void *y, int64_t item)
 {
     return TILE - (int64_t)((uintptr_t)y % LINE) / item;
+}
+
+/* How many rows of `n` columns are summed together: a power of two, so that they make up ROWS. */
+INLINE int64_t rows_in_l1(int64_t n)
+{
+    int64_t rows = ROWS;
+    while (rows > 1 && rows * n > FEW)
+        rows /= 2;
+    return rows;
 }
 
 /* Whether no sum of squares in float was lost: to infinity or NaN, or below the normal numbers, where a square loses up to 2^-150. Of 4096

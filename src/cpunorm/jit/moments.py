@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cpunorm.jit.lowlevel import as_computed, as_float64, finite, inline, inlined, offset, record, size_of, stack, summing, view
-from cpunorm.jit.tile import BLOCK, ROWS, SCRATCH, SECOND, STRIP, WIDE
+from cpunorm.jit.tile import BLOCK, ROWS, SCRATCH, SECOND, STRIP, WIDE, rows_in_l1
 from cpunorm.jit.vectors import (
     GROUP,
     add_to,
@@ -335,28 +335,46 @@ def mend_strip(x, stride, rows, n, centred, buffer, mean, m2):
 
 
 @inline
-def add_row(x, start, n, shift, sums, squares, ahead):
-    """Adds d = x - shift and d * d of a row. Sums stay in L1: kept in registers over a block of rows they were read in strips of 128 bytes,
-    which memory gives at two thirds of its rate.
+def add_rows(x, stride, rows, n, shift, sums, squares):
+    """Adds d = x - shift and d * d of a few rows, a group of columns after another: its sums are in registers, and the rows in L1 after the
+    first group. Meanwhile as much is fetched in the order of memory, which gives slivers at two thirds of its rate: the rows after these.
     """
     width = lanes(x)
+    following = rows * stride
+    fetched = 0
     q = 0
     while q + GROUP * width <= n:
-        prefetch_group(x, start + q, ahead)
-        d = load_group(x, start + q) - load_group(shift, q)
-        store(sums, q, load_group(sums, q) + d)
-        store(squares, q, load_group(squares, q) + d * d)
+        near = load_group(shift, q)
+        sum_ = load_group(sums, q)
+        square = load_group(squares, q)
+        for r in range(rows):
+            prefetch_group(x, following + fetched, 0)
+            fetched += GROUP * width
+            if fetched + GROUP * width > n:
+                fetched = 0
+                following += stride
+            d = load_group(x, r * stride + q) - near
+            sum_ += d
+            square += d * d
+        store(sums, q, sum_)
+        store(squares, q, square)
         q += GROUP * width
     while q < n:
         k = min(width, n - q)
-        e = load_some(x, start + q, k, 0) - load_some(shift, q, k, 0)
-        store_some(sums, q, load_some(sums, q, k, 0) + e, k)
-        store_some(squares, q, load_some(squares, q, k, 0) + e * e, k)
+        near_some = load_some(shift, q, k, 0)
+        sum_some = load_some(sums, q, k, 0)
+        square_some = load_some(squares, q, k, 0)
+        for r in range(rows):
+            e = load_some(x, r * stride + q, k, 0) - near_some
+            sum_some += e
+            square_some += e * e
+        store_some(sums, q, sum_some, k)
+        store_some(squares, q, square_some, k)
         q += width
 
 
 @inline
-def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, ahead, count_at, mean_at, m2_at):
+def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, count_at, mean_at, m2_at):
     """Columns of `rows` rows, `stride` apart: sums of d = x - shift and of d * d, ROWS rows in T, then in float64.
 
     The shift is the mean of the first rows, so that M2 = sum(d * d) - sum(d)^2 / n cancels little; a constant column is exact again.
@@ -383,17 +401,16 @@ def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, ahead
         share = t(1) / t(k)
         for q in range(n):
             near[q] = top[q] + part[q] * share
-    # The next values in memory are the next row's, or another strip's: then the row after.
-    near_by = stride * size_of(x) if n < stride else ahead
+    few = rows_in_l1(n)
     r = 0
     while r < rows:
         end = min(rows, r + ROWS)
         for q in range(n):
             part[q] = t(0)
             square[q] = t(0)
-        while r < end:
-            add_row(x, r * stride, n, shift, sums, squares, near_by)
-            r += 1
+        for row in range(r, end, few):
+            add_rows(offset(x, row * stride), stride, min(few, end - row), n, shift, sums, squares)
+        r = end
         for q in range(n):
             mean[q] += np.float64(part[q])
             m2[q] += np.float64(square[q])
@@ -446,7 +463,7 @@ def moments_columns(step, buffers, lo, hi):
             at = offset(base, c)
             mean_at = offset(mean, c)
             m2_at = offset(m2, c)
-            strip_moments(at, s.x_middle, rows, w, centred, shift, sums, squares, wide, s.ahead, offset(count, c), mean_at, m2_at)
+            strip_moments(at, s.x_middle, rows, w, centred, shift, sums, squares, wide, offset(count, c), mean_at, m2_at)
             c += STRIP
         if rest:  # one value more for the first columns
             row = offset(base, rows * s.x_middle)

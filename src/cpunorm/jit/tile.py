@@ -12,6 +12,7 @@ TILE = 256  # values between load and store of the affine: streaming wants them 
 STRIP = 512  # columns that a reduction of columns accumulates at once, on the stack
 WIDE = 2 * STRIP  # widened rows: one, and one to compare it with
 ROWS = 32  # rows summed in T before they go to float64
+FEW = 3072  # values of rows that stay in L1 while they are summed group by group: 12 KB of float32
 LINE = 64  # bytes
 
 (
@@ -38,6 +39,15 @@ def fetch(s, data, start, count, buffer):
         call_stage(s.load, buffer, at_byte(data, start * s.item_size), count)
         return view(buffer, 0, count)
     return view(data, start, count)
+
+
+@inline
+def rows_in_l1(n):
+    """How many rows of `n` columns are summed together: a power of two, so that they make up ROWS."""
+    rows = ROWS
+    while rows > 1 and rows * n > FEW:
+        rows //= 2
+    return rows
 
 
 @inline
