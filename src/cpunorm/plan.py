@@ -145,8 +145,10 @@ class Data:
         return fields
 
     def streams(self, view: View, caches: Caches) -> bool:
-        """Whether the result goes past the caches: beyond their size, and unless it is written over what was read, which is in them."""
-        return not self.in_place and (2 + self.second) * view.size * self.itemsize > caches.l3
+        """Whether the result goes past the caches: what is read and written would fill three quarters of L3, and, as it is shared, not stay
+        there (benchmarks/streaming.py); never what is written over its input, which is in them.
+        """
+        return not self.in_place and (2 + self.second) * view.size * self.itemsize > caches.l3 * 3 // 4
 
     def store(self, view: View, caches: Caches, run: int) -> dict[str, Value]:
         """How the affine's values leave, in runs of `run` contiguous ones: clipped; past the caches; through a tile for an activation that
