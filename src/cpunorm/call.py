@@ -223,8 +223,11 @@ def gradient(
 ) -> Any:
     """A backward call: (grad_x, grad_weight, grad_bias), (grad_x, grad_weight) where there is no mean, grad_x where there is no rstd."""
     grad, x = check.array(call, "grad", grad), check.array(call, "x", x)
-    mean, rstd, weight, out = (array(call, n, v) for n, v in (("mean", mean), ("rstd", rstd), ("weight", weight), ("out", out)))
-    in_place = out is not None and (check.same_place(out, grad) or check.same_place(out, x))
+    mean, rstd, weight = array(call, "mean", mean), array(call, "rstd", rstd), array(call, "weight", weight)
+    in_place = False
+    if out is not None:
+        out = array(call, "out", out)
+        in_place = check.same_place(out, grad) or check.same_place(out, x)
     key = (
         call,
         options,
@@ -255,10 +258,13 @@ def gradient(
         prepared.run(grad, x, y, None, None, None, None, None, None, None, None, None)
         return y
     dtype = dispatch.compute_dtype(x.dtype)
-    mean, rstd = (None if v is None else np.ascontiguousarray(v, dtype) for v in (mean, rstd))
-    parts = [np.empty(prepared.parameters, dtype) for _ in range(1 if mean is None else 2)]
-    prepared.run(grad, x, y, None, weight, None, None, None, mean, rstd, parts[0], None if mean is None else parts[1])
-    if weight is not None:
+    rstd = np.ascontiguousarray(rstd, dtype)
+    parts = [np.empty(prepared.parameters, dtype)]
+    if mean is not None:
+        mean = np.ascontiguousarray(mean, dtype)
+        parts.append(np.empty(prepared.parameters, dtype))
+    prepared.run(grad, x, y, None, weight, None, None, None, mean, rstd, *parts)
+    if weight is not None and weight.dtype != dtype:
         with np.errstate(all="ignore"):
             parts = [part.astype(weight.dtype.newbyteorder("="), copy=False) for part in parts]
     return (y, *parts)
