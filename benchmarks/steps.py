@@ -1,9 +1,9 @@
 """Where the time of an operation goes: each step of its plan on its own, beside a copy and a reading of the same bytes.
 
-Each step runs over everything, breadth first, as often as it takes; what a call takes beyond its steps is Python, the waking of threads and,
-where steps go depth first, what their halves lose or gain by sharing the caches. Figures are ns per vector of 32 bytes and thread: the
-time of a call times the threads, over the vectors of x. A step of fewer instructions than bytes comes near the copy (which reads and
-writes) or the reading; what lies above is bound by its instructions. On one thread nothing has to be woken.
+Each step runs over everything, breadth first. What a call takes beyond the sum of its steps is Python, the waking of threads and, where
+steps go depth first, what they lose or gain by sharing the caches. Figures are ns per vector of 32 bytes and thread: the time times the
+threads, over the vectors of x. A step of fewer instructions than bytes comes near the copy (reads and writes) or the reading; what lies
+above is bound by its instructions. On one thread nothing has to be woken.
 
 python benchmarks/steps.py [--threads 1] [--backends c,numba] [OPERATION:LAYOUT:SHAPE ...]
 """
