@@ -266,6 +266,44 @@ def repeat(s, table, outer, c, n):
                 to[q] = of[q]
 
 
+@inline
+def channel_gradients(s, buffers, outer, c, u, n):
+    """fold_gradients of `n` units from u on, of one outer index, which are its channels from c on."""
+    scratch = as_float64(buffers[SCRATCH])
+    table = coefficients(s, buffers)
+    first = outer * s.coefficient_outer + c
+    count = s.coefficient_count
+    sums = view(scratch, s.statistics + u, n)
+    dots = view(scratch, s.statistics + s.units + u, n)
+    center = view(table, first, n)
+    scale = view(table, first + count, n)
+    shift = view(table, first + 2 * count, n)
+    rstd = view(buffers[RSTD], u, n)
+    has_weight = address(buffers[WEIGHT]) != 0
+    weight = view(buffers[WEIGHT], c, n) if has_weight else rstd
+    has_mean = address(buffers[MEAN]) != 0
+    mean = view(buffers[MEAN], u, n) if has_mean else rstd
+    size = np.float64(s.total)
+    shifts = s.training and has_mean
+    for q in range(n):
+        center[q] = 0.0
+    for q in range(n):
+        scale[q] = np.float64(rstd[q]) * (np.float64(weight[q]) if has_weight else 1.0)
+    for q in range(n):
+        total = (np.float64(weight[q]) if has_weight else 1.0) * sums[q] / size if shifts else 0.0
+        shift[q] = -np.float64(rstd[q]) * total
+    if s.has_second:  # training: only then x is read again
+        second = view(table, first + 3 * count, n)
+        for q in range(n):
+            second[q] = mean[q] if has_mean else 0.0
+        second = view(table, first + 4 * count, n)
+        for q in range(n):
+            r = np.float64(rstd[q])
+            product = (np.float64(weight[q]) if has_weight else 1.0) * dots[q] * (r * r / size)
+            second[q] = -r * product
+    repeat(s, table, outer, c, n)
+
+
 def fold_gradients(step, buffers, lo, hi):
     """Item = unit = (outer index, group). grad_x = g * s - (c1 + (x - mean) * c2) * rstd, s = rstd * weight.
 
@@ -274,7 +312,13 @@ def fold_gradients(step, buffers, lo, hi):
     s = record(step)
     scratch = as_float64(buffers[SCRATCH])
     each = s.channels // s.groups
-    for u in range(lo, hi):
+    u = lo
+    while each == 1 and u < hi:  # units of one outer index
+        outer = u // s.groups
+        w = min(hi - u, (outer + 1) * s.groups - u)
+        channel_gradients(s, buffers, outer, u - outer * s.groups, u, w)
+        u += w
+    for u in range(u, hi):
         outer = u // s.groups
         group = u - outer * s.groups
         mean = np.float64(buffers[MEAN][u]) if address(buffers[MEAN]) else 0.0
@@ -300,7 +344,7 @@ def fold_parameters(step, buffers, lo, hi):
     s = record(step)
     scratch = as_float64(buffers[SCRATCH])
     for c in range(lo, hi):
-        group = c * s.groups // s.channels
+        group = c if s.groups == s.channels else c * s.groups // s.channels
         bias = 0.0
         weight = 0.0
         for outer in range(s.outer):
