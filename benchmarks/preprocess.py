@@ -1,9 +1,9 @@
 """Preprocessing beside OpenCV, PyTorch, NumPy and Pillow, and the limit of its bytes: ``python benchmarks/preprocess.py [case ...]``.
 
 Results are checked against the float64 formula first. Then everybody takes turns, in random order, with a pause between them, of two
-milliseconds or one call each (the first one after a pause finds nothing in the caches); printed are the fastest call, GB/s of the bytes that
-have to move (pictures read, result written), and the share of the limit: the same bytes read and written, by ordinary or streaming stores, in
-the same rounds. PyTorch writes into buffers it has, in three ways.
+milliseconds or one call each (the first one after a pause finds nothing in the caches); printed are the fastest call, GB/s of the bytes
+that have to move (pictures read, result written), and the share of the limit: the same bytes read and written, by ordinary or streaming
+stores, in the same rounds. PyTorch writes into buffers it has, in three ways.
 """
 
 from __future__ import annotations
