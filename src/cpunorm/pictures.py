@@ -17,7 +17,7 @@ from cpunorm.plan import GRAIN, TILE, Phase, Plan, Resources, Step, Value, phase
 
 Array = np.ndarray[Any, Any]
 
-SERIAL = 8  # as many bytes as elsewhere are too few for a second thread: a 224 x 224 picture takes 11 us on one, as long as waking another
+SERIAL = 8  # times as many bytes as elsewhere until a second thread pays: one 224 x 224 picture takes 11 us on one
 PARTS_A_THREAD = 4  # shares of the rows of a resize that each thread gets; each starts with some that its neighbour has too
 LINE = 64  # bytes
 REACH = TILE + LINE  # values of a tile in the backends
