@@ -8,7 +8,10 @@ FOLDER = "csrc"  # relative to the project, as setuptools wants its sources
 HEADERS = ("program.h", "native.h")
 INCLUDED = [
     f"{name}.inc"
-    for name in ("types", "kernels", "tile", "counts", "folds", "windows", "pictures", "stages", "elements", "moments", "sums", "affine")
+    for name in (
+        *("types", "kernels", "tile", "counts", "folds", "windows", "pictures", "resize", "stages"),
+        *("elements", "moments", "sums", "affine"),
+    )
 ]
 
 # No -march: kernels.c compiles for several instruction sets and chooses when it runs. No -ffast-math: NaN and infinity keep their

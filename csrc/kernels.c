@@ -29,6 +29,8 @@ enum {
     WEIGHT_HALF = 1 << (WEIGHT_BITS - 1),
     DOT_LANES = 8,     /* products that a resize adds up at once */
     PIXELS = 16,       /* pixels of three bytes that `split` takes apart at once */
+    EIGHT = 8,         /* of these that `spread` has in a register */
+    CYCLE = 3,         /* vectors after which the coefficients of 1, 2, 3, 4, ... channels repeat */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -177,6 +179,16 @@ struct entry {
 static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
     {SPLIT_CHANNEL(SPLIT_FORWARDS, 0), SPLIT_CHANNEL(SPLIT_FORWARDS, 1), SPLIT_CHANNEL(SPLIT_FORWARDS, 2)},
     {SPLIT_CHANNEL(SPLIT_BACKWARDS, 0), SPLIT_CHANNEL(SPLIT_BACKWARDS, 1), SPLIT_CHANNEL(SPLIT_BACKWARDS, 2)},
+};
+
+/* Which byte of a register's half goes to the lane of its float, where zeros fill up: [backwards][channel, or one alone]. */
+#define SPREAD_HALF(first, apart)                                                                                       \
+    (first), 128, 128, 128, (first) + (apart), 128, 128, 128, (first) + 2 * (apart), 128, 128, 128, (first) + 3 * (apart), 128, 128, 128
+#define SPREAD_FORWARDS(first, second) {SPREAD_HALF(first, 3), SPREAD_HALF(second, 3)}
+#define SPREAD_BACKWARDS(first, second) {SPREAD_HALF(first, -3), SPREAD_HALF(second, -3)}
+static const uint8_t spread_lanes[2][4][32] ON_A_LINE = {
+    {SPREAD_FORWARDS(0, 4), SPREAD_FORWARDS(1, 5), SPREAD_FORWARDS(2, 6), SPREAD_FORWARDS(0, 6)},
+    {SPREAD_BACKWARDS(13, 9), SPREAD_BACKWARDS(14, 10), SPREAD_BACKWARDS(15, 11), SPREAD_BACKWARDS(15, 9)},
 };
 
 static inline __m128 widen_sse2(const uint8_t *bytes)

@@ -30,11 +30,16 @@ void cpunorm_copy(intptr_t stage_address, float *to, const float *from, int64_t 
 }
 
 /* Read from[:], by load_sum, and write to[:], by store_plain or store_stream, of other sizes: what preprocessing cannot but do. A tile of
- * either at a time, as a kernel would. Returns the sum. */
+ * either at a time, as a kernel would. Returns the sum.
+ *
+ * What is written are numbers, not zeros: lines of zeros went past the caches of a Zen 3 twice as fast as any other, at 48 GB/s a core
+ * instead of 23, and no picture is one colour. */
 float cpunorm_expand(intptr_t read_address, intptr_t write_address, float *to, int64_t to_count, const float *from, int64_t from_count,
                      int threads)
 {
-    static const float zeros[TILE];
+    float values[TILE];
+    for (int i = 0; i < TILE; i++)
+        values[i] = 0.37f * (float)(i + 1);
     stage *sum = (stage *)read_address, *write = (stage *)write_address;
     const int64_t tiles = (to_count + TILE - 1) / TILE;
     float total = 0;
@@ -44,7 +49,7 @@ float cpunorm_expand(intptr_t read_address, intptr_t write_address, float *to, i
         int64_t lo = from_count * i / tiles, hi = from_count * (i + 1) / tiles;
         int64_t end = (i + 1) * TILE < to_count ? (i + 1) * TILE : to_count;
         sum(&part, from + lo, hi - lo);
-        write(to + i * TILE, zeros, end - i * TILE);
+        write(to + i * TILE, values, end - i * TILE);
         total += part;
     }
     return total;

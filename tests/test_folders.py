@@ -1,6 +1,7 @@
 """Pictures from files: what each kind becomes, ``cpunorm stats`` and ``cpunorm preprocess`` over folders."""
 
 import json
+import os
 import re
 import signal
 
@@ -344,4 +345,46 @@ def test_preprocess_of_nothing_readable_or_interrupted(tmp_path, capsys, monkeyp
     Image.fromarray(noise(5, 4, 0)).save(tmp_path / "b.png")
     monkeypatch.setattr(loader, "load", lambda file: signal.raise_signal(signal.SIGINT))
     assert "interrupted" in refused(["preprocess", tmp_path, "-o", target], capsys)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+PEAK = """
+import resource
+from pathlib import Path
+from PIL import Image
+from cpunorm import batches
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+folder = Path(FOLDER)
+Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(folder / "a.png")
+(folder / "broken.png").write_text("no picture")
+plan = cn.Preprocessor(0.0, 1.0, size=(1024, 1024), threads=1)
+batches.write([folder / "a.png"] * 4, folder / "small.npy", plan, str)
+before = peak()
+result = batches.write([folder / "broken.png"] + [folder / "a.png"] * 20, folder / "large.npy", plan, str)
+print(peak() - before, np.load(folder / "large.npy", mmap_mode="r").nbytes // 1024)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="counts the peak of memory in kilobytes, as Linux does")
+def test_a_batch_may_be_larger_than_memory(tmp_path, run):
+    """240 MB are mapped 16 MB at a time: the process grows by some of these and by rows that wait to be written."""
+    grown, size = map(int, run(f"FOLDER = {str(tmp_path)!r}\n" + PEAK).split())
+    assert size == 20 * 12 * 1024
+    assert grown < size // 4
+
+
+def test_a_full_disk_is_an_error(tmp_path, capsys, monkeypatch):
+    """Asked for all its bytes before anything is mapped."""
+
+    def full(descriptor, start, size):
+        assert size == 128 + 2 * 3 * 5 * 4 * 4
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    for name in "ab":
+        Image.fromarray(noise(5, 4, 0)).save(tmp_path / f"{name}.png")
+    assert "No space left" in refused(["preprocess", tmp_path, "-o", tmp_path / "batch.npy"], capsys)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]

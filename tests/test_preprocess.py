@@ -105,6 +105,19 @@ def test_large(shape, layout, l3, compiled, monkeypatch):
         assert_same_bits(other, results[0])
 
 
+@pytest.mark.parametrize("l3", [1 << 10, 1 << 40], ids=["streamed", "cached"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_rows_of_any_length(mirror, l3, compiled, monkeypatch):
+    """Three bytes a pixel to planes: ends of vectors and groups, rows longer than a tile, mirrored or not."""
+    monkeypatch.setattr("cpunorm.machine.caches", lambda: Caches(1 << 9, l3))
+    mean, std = numbers(3)
+    for width in (*range(1, 42), 300, 707):
+        x = values((2, 3, width, 3), "uint8")
+        options = {"mirror": mirror, "swap_rb": width % 2 == 1}
+        y = cn.preprocess(x, mean, std, **options, backend=compiled, threads=1)
+        assert_right(y, slow(x, mean, std, **options), mean, std)
+
+
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

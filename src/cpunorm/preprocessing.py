@@ -13,6 +13,11 @@ from cpunorm.pictures import Options, Prepared
 
 Array = np.ndarray[Any, Any]
 
+OPTIONS = (  # of a plan beside mean and std, in the order of `preprocess`
+    *("scale", "input_layout", "output_layout", "dtype", "quant", "swap_rb"),
+    *("size", "crop", "mirror", "pad_channels", "backend", "threads"),
+)
+
 
 class Preprocessor:
     """`preprocess` prepared once: ``plan(images, out=buffer)``. Arguments and errors are those of `preprocess`.
@@ -168,11 +173,11 @@ def preprocess(
     """
     options = (scale, input_layout, output_layout, dtype, quant, swap_rb, size, crop, _frozen(mirror), pad_channels, backend, threads)
     try:
-        plan = _plan(_frozen(mean), _frozen(std), *options, tuple(map(type, options)))
+        plan = _plan(_frozen(mean), _frozen(std), options, tuple(map(type, options)))
     except TypeError as problem:
         if "unhashable" not in str(problem):
             raise
-        plan = _plan.__wrapped__(mean, std, *options, ())
+        plan = _plan.__wrapped__(mean, std, options, ())
     return plan(images, out)
 
 
@@ -181,37 +186,6 @@ def _frozen(values: Any) -> Any:
 
 
 @lru_cache(256)
-def _plan(
-    mean: Any,
-    std: Any,
-    scale: Any,
-    input_layout: Any,
-    output_layout: Any,
-    dtype: Any,
-    quant: Any,
-    swap_rb: Any,
-    size: Any,
-    crop: Any,
-    mirror: Any,
-    pad_channels: Any,
-    backend: Any,
-    threads: Any,
-    types: Any,
-) -> Preprocessor:
+def _plan(mean: Any, std: Any, options: tuple[Any, ...], types: Any) -> Preprocessor:
     """The plan of these arguments, kept. `types` tells True from 1."""
-    return Preprocessor(
-        mean,
-        std,
-        scale=scale,
-        input_layout=input_layout,
-        output_layout=output_layout,
-        dtype=dtype,
-        quant=quant,
-        swap_rb=swap_rb,
-        size=size,
-        crop=crop,
-        mirror=mirror,
-        pad_channels=pad_channels,
-        backend=backend,
-        threads=threads,
-    )
+    return Preprocessor(mean, std, **dict(zip(OPTIONS, options, strict=True)))

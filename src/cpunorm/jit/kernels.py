@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cpunorm.jit import affine, counts, folds, moments, pictures, stages, sums, windows
+from cpunorm.jit import affine, counts, folds, moments, pictures, resize, stages, sums, windows
 from cpunorm.jit.lowlevel import has_f16c
 
 OF_ELEMENTS: dict[str, Callable[..., None]] = {
@@ -58,7 +58,7 @@ KERNELS: dict[str, Callable[..., None]] = OF_ELEMENTS | {
         windows.window_gradient_columns,
         pictures.planes,
         pictures.pixels,
-        pictures.resize_rows,
+        resize.resize_rows,
     )
 }
 F16C = has_f16c()
