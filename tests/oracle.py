@@ -281,12 +281,12 @@ def windows(call):
         return [Wanted("y", y, _bounded(y, k * (1 + beta) * np.abs(y) + tiny * (np.abs(x) + 4), risky), call.x.dtype)]
     g = wide(call.second)
     y = reference.local_response_norm_backward(g, x, size, alpha, beta, add, channel=channel)
-    each = np.abs(g * x) * d ** (-beta - 1)
+    each = np.abs(g * x) * d**-beta / d
     inner = reference.window_sums(each, channel, after, before)
     factor = 2 * alpha * beta / size
     off = 4 * k * (1 + beta) * (np.abs(g) * d**-beta + factor * np.abs(x) * inner) + tiny * (np.abs(x) + np.abs(g)) + t.floor
     # The values that belong to a window: what leaves the range in one of them does in all.
-    near = _beyond(t, x, sums, d, g, g * x, each, d**-beta, d ** (-beta - 1)) | small
+    near = _beyond(t, x, sums, d, g, g * x, each, d**-beta) | small
     risky = reference.window_sums(near.astype(np.float64), channel, after, before) > 0
     return [Wanted("grad_x", y, _bounded(y, off, risky | _beyond(t, inner, x * inner)), call.x.dtype)]
 

@@ -183,6 +183,21 @@ FOUND = {
     "a signalling NaN on the NumPy backend": Spec(
         "batch_norm", (40, 9), "float16", kind="bits", options=(("layout", "NC"), ("training", True))
     ),
+    "infinities of either sign in two samples, in the running mean of both": Spec(
+        "instance_norm",
+        (2, 1, 3),
+        guests="i",
+        seed=60,
+        given=("running_mean", "running_var"),
+        options=(("layout", "NCL"), ("use_input_stats", True)),
+    ),
+    "squares of 1e-183, whose power leaves the range where their gradient does not": Spec(
+        "local_response_norm_backward",
+        (1, 4, 4),
+        "float64",
+        kind="bits",
+        options=(("layout", "NCL"), ("size", 1), ("alpha", 1e-4), ("beta", 0.75), ("k", 0.0)),
+    ),
     "the sum of byte-swapped arrays": Spec(
         "layer_norm",
         (3, 7),
