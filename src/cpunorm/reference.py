@@ -72,7 +72,7 @@ def activate(y: Array, activation: str | None) -> Array:
             case None:
                 return y
             case "relu":
-                return np.maximum(y, 0)
+                return np.where(y < 0, 0, y)  # -0.0 stays, as in PyTorch
             case "relu6":
                 return np.clip(y, 0, 6)
             case "silu":
