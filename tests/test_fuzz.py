@@ -4,6 +4,8 @@
 What was found is in `FOUND`.
 """
 
+from pathlib import Path
+
 import fuzz
 import fuzz_pictures
 import fuzz_specs
@@ -11,7 +13,7 @@ import numpy as np
 import oracle
 import pytest
 from fuzz import Call, Memory, Spec
-from helpers import assert_same_bits
+from helpers import assert_same_bits, python
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nasty import FLOATS, Held, memories, values
@@ -155,6 +157,16 @@ def test_wrong_arguments(present_backends, spec, data):
                     assert not held.changed()
             call.updates = name.startswith("running") or call.updates
             call.assert_untouched()
+
+
+@pytest.mark.parametrize(("end", "left"), [("", False), ("os._exit(0)", True)], ids=["ends", "crashes"])
+def test_journal(end, left, tmp_path):
+    """It is there after a crash, and only then."""
+    journal, tests = tmp_path / "journal", Path(__file__).parent
+    code = f"import os, sys\nsys.path.insert(0, {str(tests)!r})\nimport fuzz\nwith fuzz.noted('a call'):\n    {end or 'pass'}"
+    python(code, CPUNORM_FUZZ_JOURNAL=str(journal))
+    assert journal.exists() == left
+    assert not left or "a call" in journal.read_text()
 
 
 # ---------------------------------------------------------------- what was found
