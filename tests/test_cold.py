@@ -275,6 +275,24 @@ def test_damaged_files(tmp_path, store_plain, in_fork):
     assert file.read_bytes() != content[:-9]
 
 
+def test_a_process_that_ends_while_it_writes(tmp_path, in_fork):
+    """Leaves nothing that could be read."""
+    in_fork("import os\nos.fdopen = lambda *_: os._exit(0)\n" + COPY, tmp_path)
+    assert [path.suffix for path in (tmp_path / "cpunorm").iterdir()] == [".tmp"]
+
+
+def test_addresses_of_a_process_are_not_kept(tmp_path, in_fork):
+    code = """
+from types import SimpleNamespace
+from cpunorm.jit import cache
+library = SimpleNamespace(has_dynamic_globals=True)
+cache.KernelCache("kernel").save_overload("signature", SimpleNamespace(library=library, _reduce=tuple))
+print(cache.problems)
+"""
+    assert "addresses of this process" in in_fork(code, tmp_path)
+    assert list((tmp_path / "cpunorm").iterdir()) == []
+
+
 def test_what_other_versions_left_is_deleted(tmp_path, store_plain, in_fork):
     """When a kernel is kept where nothing has read it for 30 days. What fits this machine stays, however old, and what is not ours."""
     folder, month = tmp_path / "cpunorm", 30 * 24 * 3600
@@ -297,11 +315,14 @@ def test_what_other_versions_left_is_deleted(tmp_path, store_plain, in_fork):
             os.utime(folder / name, (time.time() - ages[name],) * 2)
 
     age(ages)
+    (folder / "a-folder-a-0.nbc").mkdir()  # what cannot be deleted is left
+    os.utime(folder / "a-folder-a-0.nbc", (0, 0))
+    ages["a-folder-a-0.nbc"] = 0
     assert store_plain(tmp_path)[:4] == (True, 1, 0, [])
     assert time.time() - mine.stat().st_mtime < 60  # that it was read is noted
     assert {path.name for path in folder.iterdir()} == set(ages)  # reading deletes nothing
     age([mine.name])
-    in_fork(COPY.replace('"store_plain"', '"store_stream"'), tmp_path)
+    assert results(in_fork(COPY.replace('"store_plain"', '"store_stream"'), tmp_path))[3] == []
     left = {path.name for path in folder.iterdir()} - {mine.name.replace("store_plain", "store_stream")}
     assert left == {name for name in ages if ages[name] < month} | {mine.name, "notes.txt"}
 
