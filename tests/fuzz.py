@@ -1,9 +1,10 @@
 """Any call of any operation: what it is (`Spec`, which hypothesis draws), made (`Call`), and everything that has to hold of it (`check`).
 
 A `Spec` is small and says all, so that what was found is pasted into a test as it was printed. Before each call it is written to `JOURNAL`:
-after a crash of the process the file has the call that did it.
+after a crash of the process the file has the call that did it. A process that ends by itself deletes it.
 """
 
+import atexit
 import os
 import tempfile
 from collections import Counter
@@ -23,6 +24,7 @@ from cpunorm import dispatch, pictures, plan, recipes, samples
 from cpunorm.machine import Caches
 
 JOURNAL = Path(os.environ.get("CPUNORM_FUZZ_JOURNAL", Path(tempfile.gettempdir()) / f"cpunorm-fuzz-{os.getpid()}"))
+atexit.register(JOURNAL.unlink, missing_ok=True)
 FUSED = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm")
 ROWS = ("layer_norm", "rms_norm")
 FORWARD = (*FUSED, "local_response_norm", "normalize")

@@ -6,6 +6,7 @@ its rounding to the sum; of a gradient 4 k, as in the table. Besides, coefficien
 fewer digits (`TINY` each), and means are float64 (`LOST` of |mean|). What leaves `LIMIT`, the range that is promised, is not bounded.
 """
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from cpunorm.reference import wide
 LIMIT = {"float32": 1e37, "float64": 1e150}
 TINY = {"float32": 2.0**-149, "float64": 2.0**-1074}
 LOST = 2.0**-52
+BLOCK = 4096  # values whose moments are merged with those of others
 FLOOR = 1e-30
 ACTIVATED = 1.5  # the steepest slope of an activation
 
@@ -281,12 +283,12 @@ def windows(call):
         return [Wanted("y", y, _bounded(y, k * (1 + beta) * np.abs(y) + tiny * (np.abs(x) + 4), risky), call.x.dtype)]
     g = wide(call.second)
     y = reference.local_response_norm_backward(g, x, size, alpha, beta, add, channel=channel)
-    each = np.abs(g * x) * d ** (-beta - 1)
+    each = np.abs(g * x) * d**-beta / d
     inner = reference.window_sums(each, channel, after, before)
     factor = 2 * alpha * beta / size
     off = 4 * k * (1 + beta) * (np.abs(g) * d**-beta + factor * np.abs(x) * inner) + tiny * (np.abs(x) + np.abs(g)) + t.floor
     # The values that belong to a window: what leaves the range in one of them does in all.
-    near = _beyond(t, x, sums, d, g, g * x, each, d**-beta, d ** (-beta - 1)) | small
+    near = _beyond(t, x, sums, d, g, g * x, each, d**-beta) | small
     risky = reference.window_sums(near.astype(np.float64), channel, after, before) > 0
     return [Wanted("grad_x", y, _bounded(y, off, risky | _beyond(t, inner, x * inner)), call.x.dtype)]
 
@@ -321,30 +323,48 @@ def lengths(call):
 
 
 def mean_var(call):
-    """In float64; integers are exact."""
+    """In float64; of integers exact, and rounded once."""
     axis, ddof = call.options["axis"], call.options["ddof"]
     axes = tuple(range(call.x.ndim)) if axis is None else tuple(a % call.x.ndim for a in (axis if isinstance(axis, tuple) else (axis,)))
-    exact = call.x.dtype.kind in "biu"
-    kind = "float64" if exact else samples.statistics_dtype(call.dtype).name
-    t = Terms((), (), (), ops.tolerance(kind)["rtol"], TINY["float64"], LIMIT[kind])
     if call.x.size == 0:
-        shape = [1 if a in axes else size for a, size in enumerate(call.x.shape)]
-        found = np.full(shape if call.options["keepdims"] else [size for a, size in enumerate(call.x.shape) if a not in axes], np.nan)
-        return [Wanted(name, found, 0.0, np.dtype(np.float64)) for name in ("mean", "var")]
+        kept = [1 if a in axes else size for a, size in enumerate(call.x.shape)]
+        results = [(np.full(kept, np.nan), np.zeros(kept))] * 2
+    else:
+        results = _of_integers(call.x, axes, ddof) if call.x.dtype.kind in "iu" else _of_floats(call, axes, ddof)
+    if not call.options["keepdims"]:
+        results = [(value.squeeze(axes), off.squeeze(axes)) for value, off in results]
+    return [Wanted(name, value, off, np.dtype(np.float64)) for name, (value, off) in zip(("mean", "var"), results, strict=True)]
+
+
+def _of_integers(x, axes, ddof):
+    """By Python's integers, whose quotients are rounded once; with a ddof that is no whole number, M2 is rounded before it is divided."""
+    n = int(np.prod([x.shape[axis] for axis in axes]))
+    whole = x.astype(object)
+    total, squares = whole.sum(axis=axes, keepdims=True), (whole * whole).sum(axis=axes, keepdims=True)
+    mean, spread, left = (total / n).astype(np.float64), squares * n - total * total, Fraction(n) - Fraction(ddof)
+    if left <= 0:
+        with np.errstate(all="ignore"):
+            return [(mean, np.zeros(mean.shape)), (spread.astype(np.float64) / 0.0, np.zeros(mean.shape))]
+    var = (spread * left.denominator / (n * left.numerator)).astype(np.float64)
+    return [(mean, np.zeros(mean.shape)), (var, (left.denominator > 1) * LOST * var)]
+
+
+def _of_floats(call, axes, ddof):
+    kind = samples.statistics_dtype(call.dtype).name
+    t = Terms((), (), (), ops.tolerance(kind)["rtol"], TINY["float64"], LIMIT[kind])
     n, mean, m2 = reference.moments(call.x, axes)
-    var = m2 / np.float64(max(n - ddof, 0))
+    var, share = m2 / np.float64(max(n - ddof, 0)), n / np.float64(max(n - ddof, 0))
     x = wide(call.x)
     far = _most(x - mean, axes)
-    lost = LOST * np.abs(mean) * (far > 0 if not exact else 1)
+    # A mean is rounded, by half a last place (or half the smallest number) each time, at the end of a block, of a piece and of the whole,
+    # and by the reference. Of m blocks merged in their order the j-th rounding enters with a weight of j / m: (m + 1) / 2 halves in all.
+    halves = 3 + (-(-n // BLOCK) + 1) / 2
+    lost = halves / 2 * (LOST * np.abs(mean) + t.tiny) * (far > 0)
+    # A merge adds w d^2, d the difference of two such means: off by w (2 |d| e + e^2), e = 2 lost. All w sum up to n at most and all w d^2
+    # to M2, so that all of this is no more than n (2 e std + e^2) (Cauchy and Schwarz).
+    merged = 4 * lost * (np.sqrt(m2 / n) + lost)
     risky = _beyond(t, _most(x, axes), far)
-    # A merge squares a difference of means, of which each is off by half its last place (Chan): in first order that difference times it.
-    merged = (2 * far + lost) * lost
-    most = merged * n / np.float64(max(n - ddof, 0)) + (16 * LOST * np.square(_most(x, axes)) if exact else 0)
-    shape = mean.shape if call.options["keepdims"] else mean.squeeze(axes).shape
-    found = []
-    for name, value, off in (("mean", mean, t.k * far + lost + 4 * t.tiny), ("var", var, t.k * np.abs(var) + most)):
-        found.append(Wanted(name, value.reshape(shape), _bounded(value, off, risky).reshape(shape), np.dtype(np.float64)))
-    return found
+    return [(mean, _bounded(mean, t.k * far + lost, risky)), (var, _bounded(var, t.k * np.abs(var) + merged * share, risky))]
 
 
 def assert_within(found, wanted):

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,58 @@ def test_damaged_files(tmp_path, store_plain, in_fork):
     assert file.read_bytes() != content[:-9]
 
 
+def test_a_process_that_ends_while_it_writes(tmp_path, in_fork):
+    """Leaves nothing that could be read."""
+    in_fork("import os\nos.fdopen = lambda *_: os._exit(0)\n" + COPY, tmp_path)
+    assert [path.suffix for path in (tmp_path / "cpunorm").iterdir()] == [".tmp"]
+
+
+def test_addresses_of_a_process_are_not_kept(tmp_path, in_fork):
+    code = """
+from types import SimpleNamespace
+from cpunorm.jit import cache
+library = SimpleNamespace(has_dynamic_globals=True)
+cache.KernelCache("kernel").save_overload("signature", SimpleNamespace(library=library, _reduce=tuple))
+print(cache.problems)
+"""
+    assert "addresses of this process" in in_fork(code, tmp_path)
+    assert list((tmp_path / "cpunorm").iterdir()) == []
+
+
+def test_what_other_versions_left_is_deleted(tmp_path, store_plain, in_fork):
+    """When a kernel is kept where nothing has read it for 30 days. What fits this machine stays, however old, and what is not ours."""
+    folder, month = tmp_path / "cpunorm", 30 * 24 * 3600
+    store_plain(tmp_path)
+    (mine,) = folder.iterdir()
+    kernel, cpu, _, signature = mine.stem.split("-")
+    others = {f"{kernel}-{cpu}-{letter * 16}-{signature}.nbc": age for letter, age in (("a", month + 60), ("b", month - 60), ("c", 0))}
+    ages = {
+        **others,
+        mine.name: 2 * month,
+        "short-name.nbc": 2 * month,
+        "half.tmp": 2 * month,
+        "half of now.tmp": 0,
+        "notes.txt": 2 * month,
+    }
+
+    def age(names):
+        for name in names:
+            (folder / name).touch()
+            os.utime(folder / name, (time.time() - ages[name],) * 2)
+
+    age(ages)
+    (folder / "a-folder-a-0.nbc").mkdir()  # what cannot be deleted is left
+    os.utime(folder / "a-folder-a-0.nbc", (0, 0))
+    ages["a-folder-a-0.nbc"] = 0
+    assert store_plain(tmp_path)[:4] == (True, 1, 0, [])
+    assert time.time() - mine.stat().st_mtime < 60  # that it was read is noted
+    assert {path.name for path in folder.iterdir()} == set(ages)  # reading deletes nothing
+    age([mine.name])
+    assert results(in_fork(COPY.replace('"store_plain"', '"store_stream"'), tmp_path))[3] == []
+    left = {path.name for path in folder.iterdir()} - {mine.name.replace("store_plain", "store_stream")}
+    assert left == {name for name in ages if ages[name] < month} | {mine.name, "notes.txt"}
+
+
 @contextlib.contextmanager
 def small_disk(folder, size):
     """A disk of `size` bytes at `folder`."""
@@ -306,9 +359,16 @@ def test_full_disk(tmp_path, store_plain):
         assert store_plain(tmp_path)[:4] == (True, 1, 0, [])
 
 
-def test_cold_starts_at_once(tmp_path, store_plain):
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_cold_starts_at_once(count, tmp_path, store_plain):
+    """All delete what another version left, too."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    started = [subprocess.Popen([sys.executable, "-c", COPY], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    (tmp_path / "cpunorm").mkdir(mode=0o755)
+    for number in range(50):
+        old = tmp_path / "cpunorm" / f"store_plain-cpu-{'a' * 16}-{number}.nbc"
+        old.touch()
+        os.utime(old, (0, 0))
+    started = [subprocess.Popen([sys.executable, "-c", COPY], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     printed = [json.loads(process.communicate(timeout=100)[0]) for process in started]
     assert all(right and hits + misses == 1 and not problems for right, hits, misses, problems in printed)
     assert len(list((tmp_path / "cpunorm").iterdir())) == 1

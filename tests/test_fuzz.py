@@ -4,6 +4,8 @@
 What was found is in `FOUND`.
 """
 
+from pathlib import Path
+
 import fuzz
 import fuzz_pictures
 import fuzz_specs
@@ -11,7 +13,7 @@ import numpy as np
 import oracle
 import pytest
 from fuzz import Call, Memory, Spec
-from helpers import assert_same_bits
+from helpers import assert_same_bits, python
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nasty import FLOATS, Held, memories, values
@@ -157,6 +159,16 @@ def test_wrong_arguments(present_backends, spec, data):
             call.assert_untouched()
 
 
+@pytest.mark.parametrize(("end", "left"), [("", False), ("os._exit(0)", True)], ids=["ends", "crashes"])
+def test_journal(end, left, tmp_path):
+    """It is there after a crash, and only then."""
+    journal, tests = tmp_path / "journal", Path(__file__).parent
+    code = f"import os, sys\nsys.path.insert(0, {str(tests)!r})\nimport fuzz\nwith fuzz.noted('a call'):\n    {end or 'pass'}"
+    python(code, CPUNORM_FUZZ_JOURNAL=str(journal))
+    assert journal.exists() == left
+    assert not left or "a call" in journal.read_text()
+
+
 # ---------------------------------------------------------------- what was found
 
 C, GAPS = Memory((0, 1, 2), (1, 1, 1), (0, 0, 0)), (0, 0, 0)
@@ -182,6 +194,21 @@ FOUND = {
     ),
     "a signalling NaN on the NumPy backend": Spec(
         "batch_norm", (40, 9), "float16", kind="bits", options=(("layout", "NC"), ("training", True))
+    ),
+    "infinities of either sign in two samples, in the running mean of both": Spec(
+        "instance_norm",
+        (2, 1, 3),
+        guests="i",
+        seed=60,
+        given=("running_mean", "running_var"),
+        options=(("layout", "NCL"), ("use_input_stats", True)),
+    ),
+    "squares of 1e-183, whose power leaves the range where their gradient does not": Spec(
+        "local_response_norm_backward",
+        (1, 4, 4),
+        "float64",
+        kind="bits",
+        options=(("layout", "NCL"), ("size", 1), ("alpha", 1e-4), ("beta", 0.75), ("k", 0.0)),
     ),
     "the sum of byte-swapped arrays": Spec(
         "layer_norm",

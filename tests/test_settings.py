@@ -242,3 +242,20 @@ def test_show_config(capsys):
         facts = dict(report.facts())
     assert facts["backend"] == "numpy (settings)"
     assert facts["threads"] == "3 (settings)"
+
+
+def test_numbas_own_settings_stay():
+    """Its number of threads and size of chunks are of whoever else uses it in this Python thread."""
+    numba = pytest.importorskip("numba")
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one thread is all there is")
+    x = np.ones((8, 1 << 20), np.float32)
+    cn.mean_var(x, 1, backend="numba", threads=2)  # the layer that we choose is launched
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        with numba.parallel_chunksize(7):
+            cn.mean_var(x, 1, backend="numba", threads=2)
+            assert (numba.get_num_threads(), numba.get_parallel_chunksize()) == (1, 7)
+    finally:
+        numba.set_num_threads(before)

@@ -24,7 +24,7 @@ WAYS = {  # l3, SHORT, in place
 def in_place(request, monkeypatch):
     """Plans that go this way, as if the last-level cache had that size."""
     l3, short, in_place = WAYS[request.param]
-    monkeypatch.setattr(dispatch, "resources", lambda threads: plan.Resources(threads or 1, Caches(1 << 20, l3)))
+    monkeypatch.setattr(dispatch, "resources", lambda threads: plan.Resources(threads or 2, Caches(1 << 20, l3)))
     monkeypatch.setattr(plan, "SHORT", short)
     call._PREPARED.clear()
     yield in_place

@@ -255,7 +255,8 @@ def _prepare_group_norm(request: Request, groups: int, eps: float, layout: str, 
             x, groups, w, b, eps=eps, batch=axes.batch, channel=axes.channel, residual=r, activation=request.activation
         )
         if running_mean is not None:
-            reference.update_running(running_mean, running_var, mean.mean(axis=0), unbiased.mean(axis=0), momentum)
+            with np.errstate(all="ignore"):  # infinities of either sign in two samples
+                reference.update_running(running_mean, running_var, mean.mean(axis=0), unbiased.mean(axis=0), momentum)
         write((z, mean, rstd), y, *stats)
 
     def with_running(run: Run) -> Run:

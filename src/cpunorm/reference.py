@@ -72,7 +72,7 @@ def activate(y: Array, activation: str | None) -> Array:
             case None:
                 return y
             case "relu":
-                return np.maximum(y, 0)
+                return np.where(y < 0, 0, y)  # -0.0 stays, as in PyTorch
             case "relu6":
                 return np.clip(y, 0, 6)
             case "silu":
@@ -289,7 +289,7 @@ def local_response_norm_backward(grad: Array, x: Array, size: int, alpha: float,
     before, after = size // 2, (size - 1) // 2
     with np.errstate(all="ignore"):
         d = k + alpha / size * window_sums(x * x, channel, before, after)
-        inner = window_sums(g * x * d ** (-beta - 1), channel, after, before)
+        inner = window_sums(g * x * d**-beta / d, channel, after, before)  # d^(-beta - 1) leaves the range where d is 1e-187
         return np.asarray(g * d**-beta - 2 * alpha * beta / size * x * inner)
 
 

@@ -9,6 +9,8 @@ other's code. Here:
 * a file is written aside and moved into place, and carries a digest of its name and content: a damaged or renamed one is a miss;
 * what is read from a file is run: a file or folder that another user could have written is refused (`machine.why_not_trusted`);
 * all of `machine.cache_folders` are read, the first that takes files is written: a cache baked into a read-only image is used;
+* what other versions (or sources, or CPUs) left is deleted once nothing has read it for `KEPT_DAYS`, by whoever keeps a new file there:
+  a file's time of change says when it was read last, to the day;
 * whatever fails here costs a compilation, never a call; `problems` keeps what happened for ``cpunorm warmup``, and `census` looks at a
   folder for ``cpunorm doctor``.
 """
@@ -20,7 +22,9 @@ import os
 import pickle
 import sys
 import tempfile
+import time
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +38,8 @@ from numba.core.serialize import dumps
 from cpunorm import machine
 
 SUFFIX = ".nbc"
+DAY = 24 * 3600.0
+KEPT_DAYS = 30
 problems: list[str] = []
 hits = 0
 misses = 0
@@ -76,6 +82,31 @@ def _digest(path: Path, payload: bytes) -> bytes:
     return hashlib.sha256(path.name.encode() + payload).digest()
 
 
+def _used(path: Path) -> None:
+    """Note that a file was read, if its note is older than a day and we may."""
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > DAY:
+            os.utime(path)
+
+
+@cache
+def _prune(folder: Path) -> None:
+    """Delete what others than this environment kept in `folder` and nothing has read for `KEPT_DAYS`, halves of files too. Once a process.
+
+    Several processes may do so at once, and read meanwhile: who finds a file gone compiles.
+    """
+    mine = machine_name().rpartition("-")[2]
+    for path in [*folder.glob(f"*{SUFFIX}"), *folder.glob("*.tmp")]:
+        with suppress(OSError):
+            if (_environment(path) != mine or path.suffix != SUFFIX) and time.time() - path.lstat().st_mtime > KEPT_DAYS * DAY:
+                path.unlink()
+
+
+def _environment(path: Path) -> str:
+    """What decides the machine code beside a kernel and its signature, as the name of a file has it; older versions had shorter names."""
+    return ["", "", *path.stem.rsplit("-", 2)][-2]
+
+
 class KernelCache:
     """What a Numba function asks for its machine code: `load_overload` and `save_overload`."""
 
@@ -90,8 +121,8 @@ class KernelCache:
         global hits, misses
         target_context.refresh()
         for folder in machine.cache_folders():
+            path = folder / self._file(signature)
             try:
-                path = folder / self._file(signature)
                 if not path.exists():
                     continue
                 if reason := machine.why_not_trusted(folder.stat()):
@@ -100,6 +131,7 @@ class KernelCache:
             except Exception as problem:  # a cache must not fail a call, whatever is wrong with it
                 problems.append(f"{self._kernel}: not loaded, compiled instead ({problem})")
                 continue
+            _used(path)
             hits += 1
             return result
         misses += 1
@@ -124,6 +156,7 @@ class KernelCache:
             except BaseException:
                 os.unlink(aside)
                 raise
+            _prune(folder)
         except Exception as problem:
             problems.append(f"{self._kernel}: not kept ({problem})")
 
@@ -142,9 +175,8 @@ def census(folder: Path) -> Census:
     fit = damaged = 0
     other: Counter[str] = Counter()
     for path in folder.glob(f"*{SUFFIX}"):
-        kernel_and_cpu, environment, _ = ["", "", *path.stem.rsplit("-", 2)][-3:]  # older versions had shorter names
-        its_cpu = kernel_and_cpu.partition("-")[2] or "an unknown CPU"
-        if (its_cpu, environment) != (cpu, mine):
+        its_cpu = ["", "", *path.stem.rsplit("-", 2)][-3].partition("-")[2] or "an unknown CPU"
+        if (its_cpu, _environment(path)) != (cpu, mine):
             other[its_cpu] += 1
             continue
         fit += 1

@@ -171,7 +171,7 @@ def fold_norms(step, buffers, lo, hi):
         outer = u // s.channels
         norm = np.sqrt(scratch[s.statistics + 2 * s.units + u])
         divisor = norm if not norm < s.eps else s.eps  # NaN stays
-        write(s, buffers, outer, u - outer * s.channels, 0.0, 1.0 / divisor, 0.0, 0.0, 1.0)
+        write(s, buffers, outer, u - outer * s.channels, 0.0, 1.0 / divisor, -0.0, 0.0, 1.0)  # a shift of -0.0 keeps the sign of zeros
 
 
 def fold_norm_gradients(step, buffers, lo, hi):
