@@ -1,7 +1,10 @@
 """Adds the optional C extension to what pyproject.toml says."""
 
+import functools
+import os
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -16,11 +19,18 @@ It works with Numba's. For the C ones install a C compiler and Python's headers
 """
 
 
+def compile_at_once(compile_, compiler, sources: list[str], **options) -> list[str]:
+    """Source files beside one another, as many as there are CPUs; the objects in the sources' order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return sum(pool.map(lambda source: compile_(compiler, [source], **options), sources), [])
+
+
 class BuildNative(build_ext):
     """With OpenMP; where the compiler has none (Apple's clang), without; where there is no compiler, not at all."""
 
     def build_extension(self, ext: Extension) -> None:
         """Once as csrc/build.py describes it, and once more without OpenMP if that fails."""
+        self.compiler.compile = functools.partial(compile_at_once, type(self.compiler).compile, self.compiler)
         try:
             try:
                 super().build_extension(ext)
