@@ -4,7 +4,9 @@ import functools
 import os
 import sys
 import sysconfig
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -19,10 +21,10 @@ It works with Numba's. For the C ones install a C compiler and Python's headers
 """
 
 
-def compile_at_once(compile_, compiler, sources: list[str], **options) -> list[str]:
-    """Source files beside one another, as many as there are CPUs; the objects in the sources' order."""
+def at_once(compile_all: Callable[..., list[str]], sources: list[str], **options: Any) -> list[str]:
+    """Source files compiled beside one another, as many as there are CPUs; the objects in the sources' order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return sum(pool.map(lambda source: compile_(compiler, [source], **options), sources), [])
+        return [made for objects in pool.map(lambda source: compile_all([source], **options), sources) for made in objects]
 
 
 class BuildNative(build_ext):
@@ -30,7 +32,7 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Once as csrc/build.py describes it, and once more without OpenMP if that fails."""
-        self.compiler.compile = functools.partial(compile_at_once, type(self.compiler).compile, self.compiler)
+        self.compiler.compile = functools.partial(at_once, self.compiler.compile)
         try:
             try:
                 super().build_extension(ext)

@@ -11,8 +11,8 @@ INCLUDED = [
     for name in ("types", "kernels", "tile", "counts", "folds", "windows", "pictures", "stages", "elements", "moments", "sums", "affine")
 ]
 
-# No -march: kernels.c is compiled for several instruction sets, and sets.c chooses when it runs. No -ffast-math: NaN and infinity keep their
-# meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd).
+# No -march: kernels.c is compiled for several instruction sets, and sets.c chooses when it runs. No -ffast-math: NaN and infinity keep
+# their meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd).
 COMPILE = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 OPENMP = ["-fopenmp"]
 
