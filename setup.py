@@ -1,7 +1,12 @@
 """Adds the optional C extension to what pyproject.toml says."""
 
+import functools
+import os
 import sys
 import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -16,11 +21,18 @@ It works with Numba's. For the C ones install a C compiler and Python's headers
 """
 
 
+def at_once(compile_all: Callable[..., list[str]], sources: list[str], **options: Any) -> list[str]:
+    """Source files compiled beside one another, as many as there are CPUs; the objects in the sources' order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [made for objects in pool.map(lambda source: compile_all([source], **options), sources) for made in objects]
+
+
 class BuildNative(build_ext):
     """With OpenMP; where the compiler has none (Apple's clang), without; where there is no compiler, not at all."""
 
     def build_extension(self, ext: Extension) -> None:
         """Once as csrc/build.py describes it, and once more without OpenMP if that fails."""
+        self.compiler.compile = functools.partial(at_once, self.compiler.compile)
         try:
             try:
                 super().build_extension(ext)

@@ -6,12 +6,9 @@
 
 Rounds of one benchmark are not interleaved with those of another: for ratios between contestants on a machine that is not quiet, take
 `cpunorm compare`, which does that and says which ratio it does not trust. What is interleaved here is the limit: before each round, a
-copy of the same bytes.
+copy of the same bytes. agree.py says which ratios of a JSON file are not to be trusted, and whether two files agree.
 """
 
-import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -64,22 +61,28 @@ class Yardstick:
     def __init__(self, parts, reads, writes):
         self._parts, self._reads, self._writes = parts, reads, writes
         self._best = dict.fromkeys(parts, float("inf"))
+        self.rounds = []  # the limit's seconds, of each time
 
     def __call__(self):
+        taken = {}
         for name, run in self._parts.items():
             start = time.perf_counter()
             run()
-            self._best[name] = min(self._best[name], time.perf_counter() - start)
+            taken[name] = time.perf_counter() - start
+            self._best[name] = min(self._best[name], taken[name])
+        if taken:
+            self.rounds.append(self._limit(taken))
         time.sleep(measure.PAUSE)  # the threads of its region spin for a while
+
+    def _limit(self, taken):
+        if self._reads is None:
+            return min(taken.values())
+        copy = min(taken[measure.COPY], taken[measure.STREAM])
+        return trips(self._reads, self._writes, copy, taken[measure.READ])
 
     @property
     def seconds(self):
-        if not self._parts:
-            return None
-        if self._reads is None:
-            return min(self._best.values())
-        copy = min(self._best[measure.COPY], self._best[measure.STREAM])
-        return trips(self._reads, self._writes, copy, self._best[measure.READ])
+        return self._limit(self._best) if self._parts else None
 
 
 @pytest.fixture
@@ -119,13 +122,6 @@ def checked(benchmark):
             limit = yardstick.seconds
             benchmark.extra_info["gb_per_second"] = work.bytes / best / 1e9
             benchmark.extra_info["percent_of_limit"] = None if limit is None else 100 * limit / best
+            benchmark.extra_info["limit_rounds"] = yardstick.rounds
 
     return run
-
-
-def fresh_process(code, **environment):
-    """What a new interpreter prints as its last line."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300, env=os.environ | environment
-    )
-    return done.stdout.splitlines()[-1]

@@ -14,8 +14,8 @@ INCLUDED = [
     )
 ]
 
-# No -march: kernels.c compiles for several instruction sets and chooses when it runs. No -ffast-math: NaN and infinity keep their
-# meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd).
+# No -march: kernels.c is compiled for several instruction sets, and sets.c chooses when it runs. No -ffast-math: NaN and infinity keep
+# their meaning; what it would allow to sums, the kernels ask for where they want it (-fopenmp-simd).
 COMPILE = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
 OPENMP = ["-fopenmp"]
 
@@ -32,8 +32,8 @@ for header in HEADERS:
 ffi.set_source(
     "cpunorm._native",
     "\n".join(f'#include "{header}"' for header in HEADERS),
-    sources=[f"{FOLDER}/{name}.c" for name in ("kernels", "driver", "limit")],
-    depends=[f"{FOLDER}/{name}" for name in (*HEADERS, *INCLUDED)],
+    sources=[f"{FOLDER}/{name}.c" for name in ("avx512", "avx2", "sse2", "sets", "driver", "limit")],  # the longest first
+    depends=[f"{FOLDER}/{name}" for name in (*HEADERS, "sets.h", "kernels.c", *INCLUDED)],
     include_dirs=[FOLDER],
     libraries=["m"],
     extra_compile_args=[*COMPILE, *OPENMP],

@@ -1,13 +1,15 @@
-/* The C kernels: kernels.inc once for each instruction set and computing dtype, and the table of them. */
+/* The C kernels: kernels.inc once for each instruction set of SETS and computing dtype, and the tables of them.
+ *
+ * A set takes the compiler half a minute, so that each is a file of its own that includes this one: sse2.c, avx2.c, avx512.c. */
 
 #include <stdint.h>
 #include <string.h>
 
 #include "native.h"
 #include "program.h"
+#include "sets.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -21,7 +23,6 @@ enum {
     LONG = 1024,       /* integers in a run that are worth adding up as columns */
     RING = 16384,      /* values: the reach of a window (before + after + TILE) or its channels times a strip must fit */
     LINE = 64,         /* bytes */
-    DTYPES = 4,        /* float, double, half, brain: as cpunorm_kernel numbers them */
     GROUP = 4,         /* vectors on their way at once, loaded before any is stored: 63 GB/s streamed, one by one 57 */
     PICKED = 4,        /* channels of pictures that are picked together */
     REACH = TILE + LINE, /* pixels of a raw tile: each plane takes those that end on a line of its own */
@@ -125,13 +126,6 @@ INLINE int in_range(double squares)
 typedef uint16_t half;  /* the bits of a float16 */
 typedef uint16_t brain; /* of a bfloat16 */
 
-typedef void any_function(void);
-
-struct entry {
-    const char *name;
-    any_function *function;
-};
-
 #define GLUE_EXPANDED(name, t, set) name##_##t##_##set
 #define GLUE(name, t, set) GLUE_EXPANDED(name, t, set)
 #define NAME(name) GLUE(name, T, SET)
@@ -151,17 +145,12 @@ struct entry {
 #define NARROW(e) NARROW_EXPANDED(e)
 #define IS_E_BRAIN (IS(E) == 3)
 
-/* Each set: WIDTH bytes of a vector; TARGET of its functions (no flag of the command line: one file has them all, and no instruction
- * runs before its set is chosen); STREAM, a store past the caches to an address aligned to WIDTH; WIDEN, a vector of
+/* Each set: WIDTH bytes of a vector; TARGET of its functions (no flag of the command line: no instruction runs before its set is
+ * chosen); STREAM, a store past the caches to an address aligned to WIDTH; WIDEN, a vector of
  * float from as many bytes; FENCE, after which other threads see
  * what was streamed before what is stored later; HAS_F16C, instructions that convert float16; HAS_SHUFFLE, one that shuffles bytes. */
 
 #if defined(__x86_64__)
-
-/* Which of them are compiled, a bit each: all, but for sanitizers, which take a minute for one (.ci/sanitize). */
-#ifndef SETS
-#define SETS 7
-#endif
 
 #define FENCE() _mm_sfence()
 
@@ -176,10 +165,12 @@ struct entry {
      SPLIT_BYTE(9, c, v),  SPLIT_BYTE(8, c, v),  SPLIT_BYTE(7, c, v),  SPLIT_BYTE(6, c, v),  SPLIT_BYTE(5, c, v),  SPLIT_BYTE(4, c, v),   \
      SPLIT_BYTE(3, c, v),  SPLIT_BYTE(2, c, v),  SPLIT_BYTE(1, c, v),  SPLIT_BYTE(0, c, v)}
 #define SPLIT_CHANNEL(lanes, c) {lanes(c, 0), lanes(c, 1), lanes(c, 2)}
+#if SETS & 6
 static const uint8_t split_lanes[2][3][3][16] ON_A_LINE = {
     {SPLIT_CHANNEL(SPLIT_FORWARDS, 0), SPLIT_CHANNEL(SPLIT_FORWARDS, 1), SPLIT_CHANNEL(SPLIT_FORWARDS, 2)},
     {SPLIT_CHANNEL(SPLIT_BACKWARDS, 0), SPLIT_CHANNEL(SPLIT_BACKWARDS, 1), SPLIT_CHANNEL(SPLIT_BACKWARDS, 2)},
 };
+#endif
 
 /* Which byte of a register's half goes to the lane of its float, where zeros fill up: [backwards][channel, or one alone]. */
 #define SPREAD_HALF(first, apart)                                                                                       \
@@ -281,62 +272,20 @@ static inline __m128 widen_sse2(const uint8_t *bytes)
 #endif
 
 #define TABLES(set)                                                                                                              \
-    {                                                                                                                            \
+    const struct instruction_set cpunorm_##set = {                                                                                           \
         #set, {{kernels_float_##set, elements_of_float_##set}, {kernels_double_##set, elements_of_double_##set},                       \
             {kernels_float_##set, elements_of_half_##set}, {kernels_float_##set, elements_of_brain_##set}}                            \
     }
-static const struct {
-    const char *name;
-    const struct entry *of[DTYPES][2]; /* tables of a dtype: of what it is computed in, and of its elements */
-} sets[] = {
 #if defined(__x86_64__)
 #if SETS & 1
-    TABLES(sse2),
+TABLES(sse2);
 #endif
 #if SETS & 2
-    TABLES(avx2),
+TABLES(avx2);
 #endif
 #if SETS & 4
-    TABLES(avx512),
+TABLES(avx512);
 #endif
 #else
-    TABLES(plain),
+TABLES(plain);
 #endif
-};
-
-const char *cpunorm_set_name(int set)
-{
-    return set < (int)(sizeof sets / sizeof sets[0]) ? sets[set].name : 0;
-}
-
-#if defined(__x86_64__)
-/* CPUID leaf 1, ECX bit 29: not every compiler's __builtin_cpu_supports knows f16c. */
-static int has_f16c(void)
-{
-    unsigned a, b, c = 0, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
-}
-#endif
-
-int cpunorm_set_runs_here(int set)
-{
-#if defined(__x86_64__)
-    const char *name = sets[set].name;
-    __builtin_cpu_init();
-    if (!strcmp(name, "avx512"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma") && has_f16c();
-    if (!strcmp(name, "avx2"))
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-#endif
-    return set < (int)(sizeof sets / sizeof sets[0]);
-}
-
-intptr_t cpunorm_kernel(int set, const char *name, int dtype)
-{
-    for (int table = 0; table < 2; table++)
-        for (const struct entry *e = sets[set].of[dtype][table]; e->name; e++)
-            if (!strcmp(e->name, name))
-                return (intptr_t)e->function;
-    return 0;
-}

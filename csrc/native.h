@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-/* kernels.c: the instruction sets compiled in, the narrowest first; NULL past the last one. */
+/* sets.c: the instruction sets compiled in, the narrowest first; NULL past the last one. */
 const char *cpunorm_set_name(int set);
 int cpunorm_set_runs_here(int set);
 /* The address of a kernel or stage of an instruction set for elements of float (0), double (1), float16 (2) or bfloat16 (3); 0 if there is

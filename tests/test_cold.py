@@ -327,6 +327,37 @@ def test_what_other_versions_left_is_deleted(tmp_path, store_plain, in_fork):
     assert left == {name for name in ages if ages[name] < month} | {mine.name, "notes.txt"}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: b"", lambda content: content[:-100], lambda content: content[:-50] + bytes([content[-50] ^ 1]) + content[-49:]],
+    ids=["empty", "truncated", "a bit changed"],
+)
+def test_a_damaged_file_is_compiled_anew_recorded_and_mended(damage, tmp_path, store_plain):
+    store_plain(tmp_path)
+    (file,) = (tmp_path / "cpunorm").iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    right, hits, misses, problems, _ = store_plain(tmp_path)
+    assert (right, hits, misses) == (True, 0, 1)
+    assert ["store_plain: not loaded, compiled instead" in problem for problem in problems] == [True]
+    assert store_plain(tmp_path)[:4] == (True, 1, 0, [])
+
+
+def test_a_file_stands_where_the_folder_should_be(tmp_path, store_plain):
+    """(root may write to any folder)"""
+    (tmp_path / "file").write_text("")
+    assert store_plain(tmp_path / "file")[:4] == (True, 0, 1, [])
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_disk_that_is_full_when_a_kernel_is_kept(tmp_path, store_plain):
+    """Where no disk can be mounted too."""
+    full = "import os\ndef replace(*args): raise OSError(28, 'No space left on device')\nos.replace = replace\n"
+    right, hits, misses, problems, _ = store_plain(tmp_path, full)
+    assert (right, hits, misses) == (True, 0, 1)
+    assert ["not kept" in problem and "No space left" in problem for problem in problems] == [True]
+    assert list((tmp_path / "cpunorm").iterdir()) == []
+
+
 @contextlib.contextmanager
 def small_disk(folder, size):
     """A disk of `size` bytes at `folder`."""

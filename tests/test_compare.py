@@ -1,68 +1,33 @@
-"""What follows from recorded rounds: ratios and which to trust, regressions, advice, the model, the page. Nothing is timed here."""
+"""What follows from recorded rounds: ratios and which to trust, figures, advice, the model, the page. Nothing is timed here."""
 
 import dataclasses
 import json
-import random
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from recorded import BYTES, KEY, RECORDED, request, row, sample, timing
 
 from cpunorm import cli
-from cpunorm.compare import advice, charts, levels, measure, model, page, peers, preprocessing, regress, results, save, shapes, show
-from cpunorm.compare.results import COPY, READ, STREAM, Limit, Result, Row, Timing
-
-SHAPE = (8, 96, 56, 56)
-BYTES = 2 * 4 * int(np.prod(SHAPE))
-# Milliseconds of five passes, as this package's own machine gave them beside other work: the memory was up to twice as fast in some.
-RECORDED = {
-    "numba": (0.62, 0.71, 0.60, 0.98, 0.66),
-    "c": (0.55, 0.60, 0.54, 0.86, 0.58),
-    "copy": (0.48, 0.54, 0.46, 0.80, 0.50),
-}
-
-
-def timing(milliseconds):
-    return Timing(tuple((value / 1e3, 1.1 * value / 1e3) for value in milliseconds))
-
-
-def row(contestant="c", milliseconds=RECORDED["c"], layout="NCHW", threads=2, limits=RECORDED["copy"], peer=None, **more):
-    given = {
-        "operation": "batch_norm inference",
-        "shape_name": "a shape",
-        "shape": SHAPE,
-        "layout": layout,
-        "contestant": contestant,
-        "threads": threads,
-        "timing": timing(milliseconds),
-        "bytes": BYTES,
-        "largest_error": 1e-7,
-        "case_threads": threads,
-        "peers": {} if peer is None else {"PyTorch": timing(peer)},
-        "limits": tuple(value / 1e3 for value in limits),
-        "limit": min(limits) / 1e3 if limits else None,
-    }
-    return Row(**given | more)
-
-
-def request(**more):
-    given = measure.Request(
-        operations=("batch_norm inference",),
-        shapes={"a shape": SHAPE},
-        layouts=("NCHW", "NHWC"),
-        backends=("numba", "c"),
-        threads=(1, 2),
-        dtype="float32",
-        peers=("numpy",),
-        pictures=[],
-        has_limit=True,
-        seconds=0.0,
-        least=1,
-        passes=5,
-    )
-    return dataclasses.replace(given, **more)
-
+from cpunorm.compare import (
+    advice,
+    charts,
+    contestants,
+    levels,
+    measure,
+    model,
+    page,
+    peers,
+    pictures,
+    preprocessing,
+    regress,
+    results,
+    save,
+    shapes,
+    show,
+)
+from cpunorm.compare.results import COPY, READ, STREAM, Limit, Result
 
 # ---------------------------------------------------------------- ratios
 
@@ -97,138 +62,63 @@ def test_the_limits_of_each_pass():
     assert result.rows[0].limit == pytest.approx(1.5e-3)  # the best of each part
 
 
-# ---------------------------------------------------------------- regressions
+# ---------------------------------------------------------------- figures
 
 
-def sample(contestant="c", factor=1.0, memory=1.0, own=0.0, noise=0.0, seed=0):
-    """The recorded passes, with memory as many times as slow, and the kernel `factor` times or `own` milliseconds slower on top."""
-    rng = random.Random(seed)
-    jitter = [1 + rng.uniform(-noise, noise) for _ in range(5)]
-    copies = [memory * value * rng.uniform(1 - noise, 1 + noise) / 1e3 for value in RECORDED["copy"]]
-    computing = [kernel - copy for kernel, copy in zip(RECORDED[contestant], RECORDED["copy"], strict=True)]
-    kernels = [factor * (copy + (part + own) / 1e3) * one for copy, part, one in zip(copies, computing, jitter, strict=True)]
-    return regress.Sample(tuple(kernels), tuple(copies))
+def test_figures_of_a_row():
+    """8 MB in 0.5 ms at the least are 16 GB/s, and 80% of a limit of 0.4 ms; NumPy takes 3 ms, PyTorch 1."""
+    one = row(milliseconds=(0.5, 1), bytes=8 * 10**6, limits=(0.4, 0.9), peer=(1, 1))
+    one = dataclasses.replace(one, peers={**one.peers, "NumPy": timing((3, 9))})
+    assert one.rate == pytest.approx(16)
+    assert one.percent == pytest.approx(80)
+    assert one.speedup == pytest.approx(6)
+    assert one.over("PyTorch").value == pytest.approx(1.5)  # the median of 2 and 1
+    assert one.over("ONNX Runtime") is None
+    cells = dict(zip(show.COLUMNS, show.cells(one, request()), strict=True))
+    assert cells == {
+        "layout": "NCHW",
+        "who": "cpunorm c",
+        "threads": "2",
+        "time, ms": "0.5",
+        "median": "0.775",
+        "GB/s": "16.0",
+        "% of limit": "80",
+        "x NumPy": "7.5?",
+        "x PyTorch": "1.5?",
+        "error": "1e-07",
+    }
+    assert advice.headline(Result([one])) == (
+        "Fastest here over these 1 case (geometric mean): NCHW with cpunorm c, 6.0 times as fast as NumPy in that layout, "
+        "80% of the copy limit."
+    )
 
 
-KEY = ("batch_norm inference", "8x96x56x56", "NCHW", "c", 2)
-
-
-@pytest.mark.parametrize("memory", [0.5, 0.8, 1, 1.3, 2])
-@pytest.mark.parametrize("seed", range(4))
-def test_an_unchanged_kernel_is_not_called_slower(memory, seed):
-    """Whether the memory is faster or slower than it was."""
-    found = regress.change(KEY, sample(noise=0.04, seed=seed), sample(memory=memory, noise=0.04, seed=seed + 10))
-    assert not found.slower
-    assert not found.faster
-
-
-@pytest.mark.parametrize("memory", [0.8, 1, 1.3, 2])
-@pytest.mark.parametrize("slowed", [{"factor": 1.7}, {"own": 0.5}], ids=["a thread less", "a sleep"])
-def test_a_slowed_kernel_is(memory, slowed):
-    before, after = sample(noise=0.04), sample(memory=memory, noise=0.04, seed=7, **slowed)
-    found = regress.change(KEY, before, after)
-    assert found.slower
-    assert found.times > found.sees
-    assert "batch_norm inference, 8x96x56x56, NCHW, c, 2 threads" in found.text
-    back = regress.change(KEY, after, before)
-    assert not back.slower
-    assert back.faster or memory < 1  # a faster memory explains a part
-
-
-def test_noise_hides_what_is_smaller():
-    """A saved run whose median pass takes 30% more than its fastest does not let 20% be called slower, and says so."""
-    noisy = regress.Sample(tuple(np.array((1, 1.4, 1.3, 1, 1.5)) * 1e-3), (1e-3,) * 5)
-    found = regress.change(KEY, noisy, regress.Sample((1.2e-3,) * 5, (1e-3,) * 5))
-    assert not found.slower
-    assert found.sees == pytest.approx(1.3)
-    assert found.noise == pytest.approx(0.3)
-    assert regress.change(KEY, noisy, regress.Sample((1.5e-3,) * 5, (1e-3,) * 5)).slower
-
-
-def test_what_else_ran_in_some_passes_does_not_matter():
-    """Three of five passes of the saved run, and of the new one, were beside other work."""
-    before = regress.Sample((1e-3, 1e-3, 1e-3, 2e-3, 3e-3), (1e-3, 1e-3, 2e-3, 1e-3, 3e-3))
-    after = regress.Sample((2e-3, 1e-3, 3e-3, 1e-3, 1e-3), (1e-3, 3e-3, 1e-3, 1e-3, 2e-3))
-    found = regress.change(KEY, before, after)
-    assert found.times == pytest.approx(1)
-    slowed = regress.Sample(tuple(1.3 * seconds for seconds in after.minima), after.limits)
-    assert regress.change(KEY, before, slowed).slower
-
-
-def test_a_core_that_is_slower_explains_a_kernel_that_is():
-    """Another one on the same core: copies within L1 take 40% more, those of memory what they took."""
-    before, after = ((seconds,) * 5 for seconds in (1e-3, 1.4e-3))
-    copies = (1e-3,) * 5
-    assert regress.change(KEY, regress.Sample(before, copies, before), regress.Sample(after, copies, before)).slower
-    assert not regress.change(KEY, regress.Sample(before, copies, before), regress.Sample(after, copies, after)).slower
-
-
-def test_slower_once_only_is_not_slower():
-    slower = regress.change(KEY, sample(), sample(factor=1.5))
-    as_before = regress.change(KEY, sample(), sample())
-    assert slower.slower
-    assert not as_before.slower
-    (found,) = regress.confirm([slower], [as_before])
-    assert not found.slower
-    (found,) = regress.confirm([slower], [slower])
-    assert found.slower
-
-
-def test_without_the_limit_seconds_are_compared():
-    before, after = (dataclasses.replace(sample(factor=factor), limits=()) for factor in (1.0, 2.0))
-    assert regress.change(KEY, before, after).times == pytest.approx(2)
-
-
-# ---------------------------------------------------------------- saved runs
-
-
-def test_what_is_saved_can_be_read(tmp_path):
-    result = Result([row(), row("numba", RECORDED["numba"]), row("NumPy", (9,) * 5)])
+def test_figures_of_a_saved_row(tmp_path):
+    parts = {COPY: timing((2, 3)), STREAM: timing((1, 5)), READ: timing((0.5, 9))}
+    limit = Limit("batch_norm inference", "a shape", "NCHW", 2, 10**6, parts)
     file = tmp_path / "saved.json"
-    save.write(file, request(), result, [])
-    saved = save.read(file)
-    assert saved.samples[KEY] == regress.Sample(result.rows[0].timing.minima, result.rows[0].limits, result.rows[0].cores)
-    assert saved.request["shapes"] == {"a shape": [*SHAPE]}
-    changes = regress.compare(saved.samples, result)
-    assert [change.key[3] for change in changes] == ["c", "numba"]  # ours alone
-    assert not any(change.slower or change.faster for change in changes)
+    save.write(file, request(), Result([row(milliseconds=(0.5, 1), bytes=8 * 10**6, limits=(0.4, 0.9), peer=(1, 1))], [limit]), ["one"])
+    content = json.loads(file.read_text())
+    (saved,) = content["rows"]
+    assert content["problems"] == ["one"]
+    assert (saved["bytes"], saved["gb_per_second"], saved["percent_of_limit"]) == (8 * 10**6, pytest.approx(16), pytest.approx(80))
+    assert saved["passes"] == [pytest.approx([5e-4, 5.5e-4]), pytest.approx([1e-3, 1.1e-3])]
+    assert saved["times_as_fast_as"] == {"PyTorch": {"median": 1.5, "low": 1, "high": 2, "trusted": False}}
+    rates = {name: part["gb_per_second"] for name, part in content["limit"]["cases"][0]["parts"].items()}
+    assert rates == pytest.approx({COPY: 1, STREAM: 2, READ: 2})  # a copy reads and writes
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"rows": []}'])
-def test_other_files_are_refused(content, tmp_path, capsys):
-    file = tmp_path / "other.json"
-    file.write_text(content)
-    assert cli.main(["compare", "--against", str(file), "--picture", str(tmp_path / "x.png")]) == cli.REFUSED
-    assert "no saved run" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("operation", "trips"), [("batch_norm inference", 2), ("batch_norm training", 3), ("mean_var", 1), ("batch_norm_backward", 5)]
+)
+def test_bytes_that_have_to_move(operation, trips):
+    """Of float32: x once or twice, the result; the gradient reads x and grad twice."""
+    assert measure.make_work(operation, (2, 4, 8, 6), "NCHW", request()).bytes == trips * 4 * 2 * 4 * 8 * 6
 
 
-def test_against_measures_what_was_saved_and_names_what_is_slower(tmp_path, monkeypatch, capsys):
-    """Through the command; the second run's rounds are the first one's, with the C kernels three times slower."""
-    slow = {"c": 1.0}
-
-    def run(asked, progress, only=None):
-        assert asked.shapes == {"2x3x8x8": (2, 3, 8, 8)}
-        assert asked.threads == (1,)
-        named = {"shape_name": "2x3x8x8", "shape": (2, 3, 8, 8), "threads": 1}
-        rows = [row(name, [slow.get(name, 1) * value for value in RECORDED[name]], **named) for name in asked.backends]
-        return Result(rows)
-
-    monkeypatch.setattr(measure, "run", run)
-    picture = ["--picture", str(tmp_path / "x.png")]
-    file = str(tmp_path / "saved.json")
-    backends = [name for name in ("numba", "c") if cli.common.available(name) is None]
-    options = ["--backends", ",".join(backends), "--threads", "1", "--shape", "2,3,8,8", "--quick", "--peers", "none"]
-    clean = cli.DONE if "c" in backends else cli.INCOMPLETE
-    assert cli.main(["compare", *options, "--save", file, *picture]) == clean
-    assert cli.main(["compare", "--against", file, "--peers", "none", *picture]) == clean
-    assert "0 of" in capsys.readouterr().out
-    slow = dict.fromkeys(backends, 3.0)
-    assert cli.main(["compare", "--against", file, "--peers", "none", *picture]) == cli.INCOMPLETE
-    captured = capsys.readouterr()
-    assert f"{len(backends)} of {len(backends)} became slower" in captured.out
-    assert "slower: batch_norm inference, 2x3x8x8, NCHW" in captured.err
-    with open(file) as saved:
-        assert json.load(saved)["problems"] == [] or "c" not in backends  # what was compared with is as it was
+def test_bytes_of_preprocessing():
+    """A byte read, a float written."""
+    assert measure.make_work("preprocess", (2, 3, 8, 6), "NCHW", request(pictures=pictures.load(None))).bytes == 5 * 2 * 3 * 8 * 6
 
 
 # ---------------------------------------------------------------- advice
@@ -284,8 +174,6 @@ def test_every_peer_that_is_installed_takes_part(library):
     names = set()
     for operation in ("batch_norm inference", "layer_norm", "normalize", "mean_var", "preprocess"):
         for layout in ("NCHW", "NHWC")[: 1 + (operation in ("batch_norm inference", "mean_var", "preprocess"))]:
-            from cpunorm.compare import contestants, pictures
-
             work = measure.make_work(operation, (2, 3, 16, 12), layout, request(pictures=pictures.load(None)))
             for one in work.peers(1, (library,), serial=True):
                 good, largest = contestants.deviation(one.results(one.run()), work.expected, **one.tolerance)

@@ -1,5 +1,6 @@
 """The README and the pages: blocks run as they stand there, commands and links exist, no public name is missing, drawings are current."""
 
+import ast
 import importlib.util
 import inspect
 import re
@@ -94,6 +95,13 @@ def test_links_lead_somewhere(page):
             assert heading in [re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in found], f"{page}: {target}"
 
 
+def names_of(part):
+    """`__all__` of a part that needs another library, which may be missing."""
+    lines = ast.parse(text_of(f"src/cpunorm/{part}/__init__.py")).body
+    (names,) = (line.value for line in lines if isinstance(line, ast.Assign) and line.targets[0].id == "__all__")
+    return ast.literal_eval(names)
+
+
 def test_the_api_reference_has_every_public_name():
     reference = "".join(file.read_text() for file in (ROOT / "docs" / "api").glob("*.rst"))
     there = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", reference, re.MULTILINE))
@@ -101,8 +109,9 @@ def test_the_api_reference_has_every_public_name():
     public = {f"cpunorm.{name}" for name in (*cn.__all__, *functional.__all__)} | {f"cpunorm.nn.{name}" for name in nn.__all__}
     own = [name for name, value in vars(conventions).items() if inspect.isfunction(value) and value.__module__ == conventions.__name__]
     public |= {f"cpunorm.conventions.{name}" for name in own if name[0] != "_"}
+    public |= {f"cpunorm.{part}.{name}" for part in ("dask", "torch") for name in names_of(part)}
     assert not sorted(public - there)
-    modules = {f"cpunorm.{name}" for name in ("constants", "conventions", "functional", "nn", "settings")} | {"cpunorm"}
+    modules = {f"cpunorm.{name}" for name in ("constants", "conventions", "dask", "functional", "nn", "settings", "torch")} | {"cpunorm"}
     assert not sorted(name for name in there - public - modules if not name.startswith("cpunorm.constants."))
     commands = next(action.choices for action in cli._parser()._actions if isinstance(action.choices, dict))
     assert set(re.findall(r"^\.\. command-help:: (\w+)$", reference, re.MULTILINE)) == set(commands)
@@ -156,7 +165,16 @@ def digits(words, _):
     return module.table(module.measure(1, 1))
 
 
-COMMANDS = {"benchmarks/accuracy.py": accuracy, "benchmarks/choosing.py": choosing, "examples/digits.py": digits}
+def cold(words, _):
+    return module_of(words[1]).table(lambda code, **_: 0.1)
+
+
+COMMANDS = {
+    "benchmarks/accuracy.py": accuracy,
+    "benchmarks/choosing.py": choosing,
+    "benchmarks/cold.py": cold,
+    "examples/digits.py": digits,
+}
 
 
 def form(lines):

@@ -39,40 +39,12 @@ def test_a_call_of_the_numpy_backend_imports_no_numba():
 
 
 def test_kernel_cache(tmp_path):
+    """tests/test_cold.py has what can go wrong with it."""
     pytest.importorskip("numba")
-    folder = tmp_path / "cpunorm"
     assert called(tmp_path) == [True, 0, 3, []]
-    files = sorted(folder.iterdir())
+    files = sorted((tmp_path / "cpunorm").iterdir())
     assert [file.name.split("-")[0] for file in files] == ["affine_columns", "fold_running", "run_serial"]
     assert called(tmp_path) == [True, 3, 0, []]
-
-    # An empty file, a truncated one, one with a bit changed: compiled anew, recorded, mended.
-    contents = [file.read_bytes() for file in files]
-    files[0].write_bytes(b"")
-    files[1].write_bytes(contents[1][:-100])
-    files[2].write_bytes(contents[2][:-50] + bytes([contents[2][-50] ^ 1]) + contents[2][-49:])
-    right, hits, misses, problems = called(tmp_path)
-    assert (right, hits, misses) == (True, 0, 3)
-    assert sorted(problem.split(":")[0] for problem in problems) == ["affine_columns", "fold_running", "run_serial"]
-    assert all("not loaded, compiled instead" in problem for problem in problems)
-    assert called(tmp_path) == [True, 3, 0, []]
-
-
-def test_kernel_cache_without_a_folder(tmp_path):
-    """A file stands where the folder should be (root may write to any folder)."""
-    pytest.importorskip("numba")
-    (tmp_path / "file").write_text("")
-    assert called(tmp_path / "file") == [True, 0, 3, []]
-    assert (tmp_path / "file").read_text() == ""
-
-
-def test_kernel_cache_on_a_full_disk(tmp_path):
-    pytest.importorskip("numba")
-    full = "import os\ndef replace(*args): raise OSError(28, 'No space left on device')\nos.replace = replace\n"
-    right, hits, misses, problems = called(tmp_path, full)
-    assert (right, hits, misses, len(problems)) == (True, 0, 3, 3)
-    assert all("not kept" in problem and "No space left" in problem for problem in problems)
-    assert list((tmp_path / "cpunorm").iterdir()) == []
 
 
 # Two calls large enough for two threads and a small one, then the warnings they gave.
