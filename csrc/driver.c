@@ -1,5 +1,7 @@
 /* The driver: the phases of a program one after another, the blocks of each on several threads. Its twin is jit/drivers.py. */
 
+#include <stdlib.h>
+
 #include "native.h"
 #include "program.h"
 
@@ -56,10 +58,27 @@ static void run_block(const phase *p, const step *steps, int64_t k, void *const 
     }
 }
 
-/* Arrays come as id(array), 0 for none; the caller holds a reference to each of them.
- *
- * num_threads is said each time: omp_set_num_threads would change the default of everybody else in this Python thread. One block or one
+/* num_threads is said each time: omp_set_num_threads would change the default of everybody else in this Python thread. One block or one
  * thread does not enter OpenMP, which would wake or make its threads. */
+static void run(const program *head, int threads, void *const *buffers)
+{
+    threads = limited(threads);
+    const step *steps = head->steps;
+    for (const phase *p = head->phases; p < head->phases + head->phase_count; p++) {
+        int64_t blocks = (p->items + p->block - 1) / p->block;
+        if (threads == 1 || blocks == 1) {
+            for (int64_t k = 0; k < blocks; k++)
+                run_block(p, steps, k, buffers);
+        } else {
+            /* a block at a time: faster than equal shares beside a busy core (benchmarks/chunks.py) */
+            #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+            for (int64_t k = 0; k < blocks; k++)
+                run_block(p, steps, k, buffers);
+        }
+    }
+}
+
+/* Arrays come as id(array), 0 for none; the caller holds a reference to each of them. */
 void cpunorm_run(intptr_t program_address, int threads, intptr_t x, intptr_t second, intptr_t y, intptr_t sum, intptr_t weight,
                  intptr_t bias, intptr_t running_mean, intptr_t running_var, intptr_t mean, intptr_t rstd, intptr_t grad_weight,
                  intptr_t grad_bias, intptr_t scratch)
@@ -79,19 +98,34 @@ void cpunorm_run(intptr_t program_address, int threads, intptr_t x, intptr_t sec
         [GRAD_BIAS] = data_of(grad_bias),
         [SCRATCH] = data_of(scratch),
     };
-    const program *head = (const program *)program_address;
-    threads = limited(threads);
-    const step *steps = head->steps;
-    for (const phase *p = head->phases; p < head->phases + head->phase_count; p++) {
-        int64_t blocks = (p->items + p->block - 1) / p->block;
-        if (threads == 1 || blocks == 1) {
-            for (int64_t k = 0; k < blocks; k++)
-                run_block(p, steps, k, buffers);
-        } else {
-            /* a block at a time: faster than equal shares beside a busy core (benchmarks/chunks.py) */
-            #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-            for (int64_t k = 0; k < blocks; k++)
-                run_block(p, steps, k, buffers);
-        }
-    }
+    run((const program *)program_address, threads, buffers);
+}
+
+/* The same where the caller has no arrays but addresses of data (PyTorch's tensors), and no use for the scratch array, which is of
+ * `scratch` values: it lives on here. 0 if there is no memory for it. */
+int cpunorm_run_at(intptr_t program_address, int threads, int64_t scratch, intptr_t x, intptr_t second, intptr_t y, intptr_t sum,
+                   intptr_t weight, intptr_t bias, intptr_t running_mean, intptr_t running_var, intptr_t mean, intptr_t rstd,
+                   intptr_t grad_weight, intptr_t grad_bias)
+{
+    double *tables = malloc((size_t)scratch * sizeof(double));
+    if (!tables && scratch)
+        return 0;
+    void *const buffers[SLOT_COUNT] = {
+        [X] = (void *)x,
+        [SECOND] = (void *)second,
+        [Y] = (void *)y,
+        [SUM] = (void *)sum,
+        [WEIGHT] = (void *)weight,
+        [BIAS] = (void *)bias,
+        [RUNNING_MEAN] = (void *)running_mean,
+        [RUNNING_VAR] = (void *)running_var,
+        [MEAN] = (void *)mean,
+        [RSTD] = (void *)rstd,
+        [GRAD_WEIGHT] = (void *)grad_weight,
+        [GRAD_BIAS] = (void *)grad_bias,
+        [SCRATCH] = tables,
+    };
+    run((const program *)program_address, threads, buffers);
+    free(tables);
+    return 1;
 }

@@ -20,6 +20,9 @@ int cpunorm_processors(void);
 void cpunorm_run(intptr_t program, int threads, intptr_t x, intptr_t second, intptr_t y, intptr_t sum, intptr_t weight, intptr_t bias,
                  intptr_t running_mean, intptr_t running_var, intptr_t mean, intptr_t rstd, intptr_t grad_weight, intptr_t grad_bias,
                  intptr_t scratch);
+int cpunorm_run_at(intptr_t program, int threads, int64_t scratch, intptr_t x, intptr_t second, intptr_t y, intptr_t sum,
+                   intptr_t weight, intptr_t bias, intptr_t running_mean, intptr_t running_var, intptr_t mean, intptr_t rstd,
+                   intptr_t grad_weight, intptr_t grad_bias);
 
 /* limit.c */
 void cpunorm_copy(intptr_t stage, float *to, const float *from, int64_t count, int64_t repeat, int threads);

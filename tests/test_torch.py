@@ -185,6 +185,50 @@ def test_gradcheck_of_x_alone():
     assert torch.autograd.gradcheck(lambda x: ct.mean_var(x, keepdims=True), (x,))
 
 
+@pytest.mark.parametrize("memory", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("name", NORMS)
+def test_addresses_and_arrays_give_the_same_bits(name, memory):
+    """The way by addresses takes what has no gaps; what changes after it was prepared goes by arrays."""
+    straight = pytest.importorskip("cpunorm.torch.straight")
+    pytest.importorskip("cpunorm.native")
+    given, _, options = NORMS[name]
+    taken = []
+
+    def run(by_arrays, change=lambda x, residual, parameters: (x, residual, parameters)):
+        torch.manual_seed(1)
+        x, residual, parameters = change(*inputs_of(name, torch.float32, memory))
+        with pytest.MonkeyPatch.context() as patch:
+            for way in ("forward", "backward"):
+                kept = getattr(straight, way)
+
+                def watched(*arguments, kept=kept):
+                    taken.append(None if by_arrays else kept(*arguments))
+                    return taken[-1]
+
+                patch.setattr(straight, way, watched)
+            y = getattr(ct, name)(x, *given, **parameters, **options, residual=residual, activation="relu", backend="c")
+            y.backward(torch.randn(SHAPE, generator=torch.Generator().manual_seed(2)))
+        return [y, *(value.grad for value in (x, residual, *parameters.values()))]
+
+    def wider(x, residual, parameters):  # the same values, parameters of which every second is one
+        wide_ones = {k: v.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_() for k, v in parameters.items()}
+        return x, residual, wide_ones
+
+    def apart(x, residual, parameters):
+        return x, residual.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_(), parameters
+
+    wanted = run(True)
+    for change in (None, wider, apart):
+        taken.clear()
+        found = run(False, *([] if change is None else [change]))
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        straightly = [value is not None for value in taken]
+        if change is None and (name not in ROWS or memory is torch.contiguous_format):
+            assert all(straightly)
+        if change is wider:
+            assert not straightly[0]
+
+
 def test_gradients_by_hand():
     """The backward functions on tensors are what autograd calls."""
     for name, (given, _, options) in NORMS.items():

@@ -75,6 +75,11 @@ class Runner:
         )
         return scratch
 
+    def addressed(self) -> tuple[int, int, int, int, int]:
+        """What `cpunorm_run_at` takes instead of arrays: program, threads, scratch; and where a weight and a bias are for who has none."""
+        weight, bias = (array.ctypes.data for array in self._filled) if self._filled else (0, 0)
+        return self.address, self._threads, self.scratch, weight, bias
+
 
 def resources(threads: int | None) -> Resources:
     """What a call that asked for `threads` may use."""

@@ -16,7 +16,7 @@ from cpunorm import backends, check, settings
 
 Array = np.ndarray[Any, Any]
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def array(call: str, name: str, tensor: Tensor | None) -> Any:
@@ -69,43 +69,57 @@ def _preferred() -> str:
     return "c"
 
 
+# Found here once: an attribute of a module as large as torch is a search in memory, in the middle of a network.
+_is_compiling, _is_tracing, _is_grad_enabled = torch.compiler.is_compiling, torch._C._is_tracing, torch.is_grad_enabled
+_modes = torch._C._len_torch_dispatch_stack
+
+
 def eager(x: Any) -> bool:
     """Whether x is a tensor with memory and nobody records the call: then kernels are called at once, else by `cpunorm.torch.operators`.
 
     A custom operator takes 100 us and more to get to its kernel, a `torch.autograd.Function` 10.
     """
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return False
-    if type(x) not in _PLAIN:
+    if type(x) not in PLAIN:
         return not isinstance(x, Tensor)  # to be refused at once
-    return not torch._C._len_torch_dispatch_stack() and not torch.jit.is_tracing()
+    return not (_modes() or _is_tracing())
 
 
 def differentiates(*tensors: Tensor | None) -> bool:
     """Whether autograd wants to know of a call with these."""
     if forward_ad._current_level >= 0:
         return True  # to be refused by `torch.autograd.Function`, which knows no derivative of ours forward
-    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    if _is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and isinstance(tensor, Tensor) and tensor.requires_grad:
+                return True
+    return False
 
 
 def once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """A backward pass whose results cannot be differentiated: who does meets a RuntimeError.
+    """A backward pass whose results cannot be differentiated."""
+
+    @wraps(backward)
+    def wrapper(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():  # no create_graph=True
+            return backward(ctx, *grads)
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        return twice(results)
+
+    return wrapper
+
+
+def twice(results: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Gradients that look differentiable: who does differentiate them meets a RuntimeError.
 
     (``torch.autograd.function.once_differentiable`` raises only where the incoming gradient requires grad; that of a sum does not, and the
     second derivative would be taken for zero.)
     """
-
-    @wraps(backward)
-    def wrapper(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.no_grad():
-            results = backward(ctx, *grads)
-        if not torch.is_grad_enabled():  # no create_graph=True
-            return results
-        found = [value.detach().requires_grad_() for value in results if value is not None]
-        refusing = iter(_Twice.apply(*found))
-        return tuple(None if value is None else next(refusing) for value in results)
-
-    return wrapper
+    found = [value.detach().requires_grad_() for value in results if value is not None]
+    refusing = iter(_Twice.apply(*found))
+    return tuple(None if value is None else next(refusing) for value in results)
 
 
 class _Twice(torch.autograd.Function):
@@ -156,12 +170,13 @@ def through(activation: str | None, grad: Tensor, y: Tensor | None) -> Tensor:
         case None:
             return grad
         case "relu":
-            return torch.ops.aten.threshold_backward(grad, y, 0)
+            return _RELU_BACKWARD(grad, y, 0)  # type: ignore[no-any-return]
         case "relu6":
-            return torch.ops.aten.hardtanh_backward(grad, y, 0, 6)
+            return _RELU6_BACKWARD(grad, y, 0, 6)  # type: ignore[no-any-return]
     raise RuntimeError(f"the gradient of {activation} is that of the value before it, which is not kept; apply it afterwards")
 
 
+_RELU_BACKWARD, _RELU6_BACKWARD = torch.ops.aten.threshold_backward.default, torch.ops.aten.hardtanh_backward.default
 CLIPS = (None, "relu", "relu6")  # activations whose gradient is known from their result
 
 

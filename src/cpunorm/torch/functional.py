@@ -22,7 +22,7 @@ from torch import Tensor
 from cpunorm import check
 from cpunorm.layout import CHANNELS_FIRST
 from cpunorm.torch import norms, operators, plain
-from cpunorm.torch.arrays import activate, differentiates, eager, refuse_out, split, tensor
+from cpunorm.torch.arrays import CLIPS, activate, differentiates, eager, refuse_out, split
 from cpunorm.torch.norms import BY_ROW, Norm, checked_sum, tracked
 
 _OPS = torch.ops.cpunorm
@@ -137,7 +137,7 @@ def layer_norm(
     given = (x, residual, weight, bias)
     checked_sum("layer_norm", residual, return_sum)
     if eager(x):
-        norm = norms.row_norm("layer_norm", normalized_shape, eps, activation, backend, threads)
+        norm = norms.row_norm("layer_norm", _shape(normalized_shape), eps, activation, backend, threads)
         return _run(norm, out, return_stats, return_sum, given)
     fused, after = split("layer_norm", activation, *given)
     results = _OPS.layer_norm(*given, _sizes(normalized_shape), eps, fused, backend, threads)
@@ -162,7 +162,7 @@ def rms_norm(
     given = (x, residual, weight, None)
     checked_sum("rms_norm", residual, return_sum)
     if eager(x):
-        norm = norms.row_norm("rms_norm", normalized_shape, eps, activation, backend, threads)
+        norm = norms.row_norm("rms_norm", _shape(normalized_shape), eps, activation, backend, threads)
         return _run(norm, out, return_stats, return_sum, given)
     fused, after = split("rms_norm", activation, *given)
     results = _OPS.rms_norm(*given[:3], _sizes(normalized_shape), eps, fused, backend, threads)
@@ -228,14 +228,18 @@ def _run(
     running: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Any:
     """At once: the kernel, or autograd's function of it."""
+    x, residual, weight, bias = given
     if differentiates(*given):
         refuse_out(norm.name, out, *given)
-        fused, after = split(norm.name, norm.activation, *given)
-        y, mean, rstd, summed = norms.Differentiable.apply(norm._replace(activation=fused), stats, total, *given, *running)
-        return _results(activate(after, y), mean, rstd, summed)
-    x, residual, weight, bias = given
-    y, mean, rstd, summed = norm.forward(x, residual, weight, bias, *running, out=out, stats=stats, total=total)
-    return _results(y, *(None if value is None else tensor(value) for value in (mean, rstd, summed)))
+        after = None
+        if norm.activation not in CLIPS:
+            check.activation(norm.name, norm.activation)
+            norm, after = norm.bare, norm.activation
+        results = norms.Differentiable.apply(norm, stats, total, running, x, residual, weight, bias)
+        if not (stats or total):
+            return activate(after, results)
+        return _results(activate(after, results[0]), *results[1:])
+    return _results(*norm.forward(x, residual, weight, bias, *running, out=out, stats=stats, total=total))
 
 
 def _results(*values: Tensor | None) -> Any:
@@ -275,6 +279,10 @@ def _plain(name: str, x: Tensor, out: Tensor | None, *given: Any) -> Tensor:
         refuse_out(name, out, x)
         return plain.Differentiable.apply(name, x, *given)  # type: ignore[no-any-return]
     return plain.forward(name, x, *given, out=out)
+
+
+def _shape(normalized_shape: Any) -> Any:
+    return tuple(normalized_shape) if isinstance(normalized_shape, list) else normalized_shape
 
 
 def _sizes(normalized_shape: Any) -> list[int]:

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from cpunorm import check
 from cpunorm.layout import CHANNELS_FIRST
-from cpunorm.torch import plain
-from cpunorm.torch.arrays import array, differentiates, eager, tensor
-from cpunorm.torch.norms import Norm
+from cpunorm.torch import norms, plain
+from cpunorm.torch.arrays import differentiates, eager
 
 
 def batch_norm_backward(
@@ -28,8 +27,7 @@ def batch_norm_backward(
     threads: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`cpunorm.batch_norm_backward` of tensors."""
-    options = {"training": training, "layout": layout}
-    return _gradient("batch_norm", grad, x, mean, rstd, weight, options, out, backend, threads)
+    return _gradient("batch_norm", grad, x, mean, rstd, weight, (training, layout), out, backend, threads)
 
 
 def instance_norm_backward(
@@ -46,8 +44,7 @@ def instance_norm_backward(
     threads: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`cpunorm.instance_norm_backward` of tensors."""
-    options = {"use_input_stats": use_input_stats, "layout": layout}
-    return _gradient("instance_norm", grad, x, mean, rstd, weight, options, out, backend, threads)
+    return _gradient("instance_norm", grad, x, mean, rstd, weight, (use_input_stats, layout), out, backend, threads)
 
 
 def group_norm_backward(
@@ -64,8 +61,7 @@ def group_norm_backward(
     threads: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`cpunorm.group_norm_backward` of tensors."""
-    options = {"num_groups": num_groups, "layout": layout}
-    return _gradient("group_norm", grad, x, mean, rstd, weight, options, out, backend, threads)
+    return _gradient("group_norm", grad, x, mean, rstd, weight, (num_groups, layout), out, backend, threads)
 
 
 def layer_norm_backward(
@@ -138,7 +134,7 @@ def _gradient(
     mean: Tensor | None,
     rstd: Tensor,
     weight: Tensor | None,
-    options: dict[str, Any],
+    options: tuple[Any, ...],
     out: Tensor | None,
     backend: str | None,
     threads: int | None,
@@ -147,11 +143,10 @@ def _gradient(
     _refuse(call, grad, x, mean, rstd, weight, out)
     if not eager(grad):
         stats = (rstd,) if mean is None else (mean, rstd)
-        grad_x, *parts = getattr(torch.ops.cpunorm, call)(grad, x, *stats, weight, *options.values(), backend, threads)
+        grad_x, *parts = getattr(torch.ops.cpunorm, call)(grad, x, *stats, weight, *options, backend, threads)
         return grad_x if out is None else out.copy_(grad_x), *parts
-    rule = Norm(name, {}, options, None, backend, threads)
-    grad_x, *parts = rule.backward(grad, x, array(call, "mean", mean), array(call, "rstd", rstd), weight, out)
-    return grad_x, *(tensor(part) for part in parts if part is not None)
+    grad_x, *parts = norms.rule(name, *options, backend, threads).backward(grad, x, mean, rstd, weight, out)
+    return grad_x, *(part for part in parts if part is not None)
 
 
 def _plain(name: str, grad: Tensor, x: Tensor, out: Tensor | None, *given: Any) -> Tensor:
@@ -168,5 +163,5 @@ def _refuse(call: str, *tensors: Tensor | None) -> None:
         check.fail(RuntimeError, call, "has no derivative of its own, but one of the arguments requires grad; pass .detach()")
 
 
-def _shape(normalized_shape: Any) -> dict[str, Any]:
-    return {"normalized_shape": tuple(normalized_shape) if isinstance(normalized_shape, (list, tuple)) else (normalized_shape,)}
+def _shape(normalized_shape: Any) -> tuple[Any, ...]:
+    return (tuple(normalized_shape) if isinstance(normalized_shape, (list, tuple)) else (normalized_shape,),)

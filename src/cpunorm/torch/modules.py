@@ -20,12 +20,18 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def takes(x: Any) -> bool:
     """Whether kernels do."""
-    return isinstance(x, Tensor) and x.device.type == "cpu" and x.dtype in _DTYPES
+    return isinstance(x, Tensor) and x.is_cpu and x.dtype in _DTYPES
 
 
 def fits(residual: Any, x: Tensor) -> bool:
     """Whether it may be added in the same pass: no broadcasting, no promotion of dtypes."""
     return isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype and residual.device == x.device
+
+
+def state(module: torch.nn.Module, kind: str, *names: str) -> list[Any]:
+    """Parameters or buffers. As attributes (which they are, where somebody computes them) each is found by a function of Module's."""
+    kept = module.__dict__[kind]
+    return [kept[name] if name in kept else getattr(module, name) for name in names]
 
 
 class ByChannel(torch.nn.Module):
@@ -67,20 +73,21 @@ class BatchNorm(ByChannel):
     def _normalized(self, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         self._check_input_dim(x)
         own, momentum, running = self._running()
+        weight, bias = state(self, "_parameters", "weight", "bias")
         return functional.batch_norm(  # type: ignore[no-any-return]
-            x, *running, self.weight, self.bias, own, momentum, self.eps, residual=residual, activation=activation
+            x, *running, weight, bias, own, momentum, self.eps, residual=residual, activation=activation
         )
 
     def _running(self) -> tuple[bool, float, tuple[Tensor | None, Tensor | None]]:
         """Whether x's own statistics normalize, the weight of a new batch, and the running statistics of this call."""
-        momentum = self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        training, momentum = self.training, self.momentum
+        mean, var, count = state(self, "_buffers", "running_mean", "running_var", "num_batches_tracked")
+        if training and self.track_running_stats and count is not None:
+            count.add_(1)
             if momentum is None:  # the cumulative average
-                momentum = 1.0 / float(self.num_batches_tracked)
-        used = not self.training or self.track_running_stats
-        running = (self.running_mean, self.running_var) if used else (None, None)
-        return self.training or (self.running_mean is None and self.running_var is None), 0.0 if momentum is None else momentum, running
+                momentum = 1.0 / float(count)
+        used = not training or self.track_running_stats
+        return training or (mean is None and var is None), 0.0 if momentum is None else momentum, (mean, var) if used else (None, None)
 
 
 class BatchNorm1d(BatchNorm, torch.nn.BatchNorm1d):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cpunorm import check
 from cpunorm.torch import norms, plain
-from cpunorm.torch.arrays import CLIPS, array, tensor, through, wide
+from cpunorm.torch.arrays import CLIPS, through, wide
 from cpunorm.torch.norms import BY_ROW, Norm
 
 _HOW = "str? backend, int? threads"
@@ -63,14 +63,14 @@ OPERATORS = (
         "layer_norm",
         _AFFINE,
         f"SymInt[] normalized_shape, float eps, str? activation, {_HOW}",
-        lambda *rest: norms.row_norm("layer_norm", *rest),
+        lambda shape, *rest: norms.row_norm("layer_norm", tuple(shape), *rest),
         (0,),
     ),
     Operator(
         "rms_norm",
         _AFFINE[:3],
         f"SymInt[] normalized_shape, float? eps, str? activation, {_HOW}",
-        lambda *rest: norms.row_norm("rms_norm", *rest),
+        lambda shape, *rest: norms.row_norm("rms_norm", tuple(shape), *rest),
         (0,),
     ),
 )
@@ -99,11 +99,11 @@ def _define(op: Operator) -> None:
             running = [torch.zeros(channels, dtype=wide(x.dtype)), torch.ones(channels, dtype=wide(x.dtype))]
         total = by_row and residual is not None
         y, mean, rstd, summed = op.make(*rest).forward(x, residual, weight, bias, *running, stats=True, total=total)
-        results = [y, *(tensor(value) for value in (mean, rstd) if value is not None)]
+        results = [y, *(value for value in (mean, rstd) if value is not None)]
         if op.tracks:
             results += running if updates else [x.new_empty(0, dtype=wide(x.dtype)) for _ in running]  # type: ignore[misc]
         if by_row:
-            results.append(x.new_empty(0) if summed is None else tensor(summed))
+            results.append(x.new_empty(0) if summed is None else summed)
         return tuple(results)
 
     def forward_shapes(*given: Any) -> tuple[Tensor, ...]:
@@ -170,14 +170,8 @@ def _define_gradient(op: Operator) -> None:
 
     def gradient(grad: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
         mean, rstd, weight, *rest = given if centred else (None, *given)
-        stats = [array(op.name, name, value) for name, value in (("mean", mean), ("rstd", rstd))]
-        *options, backend, threads = rest
-        named = {text.split()[1]: value for text, value in zip(arguments, options, strict=True)}
-        if "normalized_shape" in named:
-            named["normalized_shape"] = tuple(named["normalized_shape"])
-        rule = Norm(op.name, {}, named, None, backend, threads)
-        grad_x, *parts = rule.backward(grad, x, stats[0], stats[1], weight)
-        return grad_x, *(tensor(part) for part in parts if part is not None)
+        grad_x, *parts = norms.rule(op.name, *rest).backward(grad, x, mean, rstd, weight)
+        return grad_x, *(part for part in parts if part is not None)
 
     def shapes(grad: Tensor, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
         weight, first = given[1 + centred : 3 + centred]
