@@ -312,13 +312,13 @@ def fold_gradients(step, buffers, lo, hi):
     s = record(step)
     scratch = as_float64(buffers[SCRATCH])
     each = s.channels // s.groups
-    u = lo
-    while each == 1 and u < hi:  # units of one outer index
-        outer = u // s.groups
-        w = min(hi - u, (outer + 1) * s.groups - u)
-        channel_gradients(s, buffers, outer, u - outer * s.groups, u, w)
-        u += w
-    for u in range(u, hi):
+    done = lo
+    while each == 1 and done < hi:  # units of one outer index
+        outer = done // s.groups
+        w = min(hi - done, (outer + 1) * s.groups - done)
+        channel_gradients(s, buffers, outer, done - outer * s.groups, done, w)
+        done += w
+    for u in range(done, hi):
         outer = u // s.groups
         group = u - outer * s.groups
         mean = np.float64(buffers[MEAN][u]) if address(buffers[MEAN]) else 0.0

@@ -80,7 +80,7 @@ def forward(
         weight_at = _parameter(weight, call)
     if bias is not None:
         bias_at = _parameter(bias, call)
-    if running_mean is not None:
+    if running_mean is not None and running_var is not None:
         mean_at, var_at = _parameter(running_mean, call), _parameter(running_var, call)
     if not x_at or data & call.data_bits or (weight_at | bias_at | mean_at | var_at) & call.kind_bits:
         return None
@@ -164,7 +164,7 @@ def _data(value: Tensor, x: Tensor) -> int:
     return 1
 
 
-def _parameter(value: Tensor | None, call: Call) -> int:
+def _parameter(value: Tensor, call: Call) -> int:
     if type(value) in PLAIN and value.dtype is call.kind and value.shape == call.shape and value.is_cpu and value.is_contiguous():
         return value.data_ptr()
     return 1
@@ -178,9 +178,9 @@ def _statistic(value: Tensor, call: Call) -> int:
 
 @cache
 def _run() -> Any:
-    from cpunorm import native
+    from cpunorm._native import lib
 
-    return native.lib.cpunorm_run_at
+    return lib.cpunorm_run_at
 
 
 # ---------------------------------------------------------------- preparing
@@ -197,8 +197,9 @@ def _prepare(norm: Norm, x: Tensor, residual: Tensor | None, *parameters: Tensor
     try:
         name, seen, added = norm.name, array(norm.name, "x", x), array(norm.name, "residual", residual)
         y = array(name, "y", torch.empty_like(x))
-        given = [array(name, "a parameter", value) for value in parameters]
-        request = Request(name, seen, added, seen, *given, None, None, y, False, norm.activation, backend(norm.backend), norm.threads)
+        weight, bias, running_mean, running_var = (array(name, "a parameter", value) for value in parameters)
+        given = weight, bias, running_mean, running_var, None, None
+        request = Request(name, seen, added, seen, *given, y, False, norm.activation, backend(norm.backend), norm.threads)
         prepared = _forward_of(norm, request)
     except (TypeError, ValueError, ImportError):
         return None  # to be refused
@@ -211,11 +212,10 @@ def _prepare_gradient(
 ) -> Call | None:
     try:
         name = f"{norm.name}_backward"
-        seen = [array(name, "an argument", value) for value in (grad, x, weight, mean, rstd)]
-        out = seen[0] if in_place else array(name, "out", torch.empty_like(x))
-        request = Request(
-            name, seen[0], seen[1], seen[1], seen[2], None, None, None, *seen[3:], out, in_place, None, backend(norm.backend), norm.threads
-        )
+        g, v, w, m, r = (array(name, "an argument", value) for value in (grad, x, weight, mean, rstd))
+        out = g if in_place else array(name, "out", torch.empty_like(x))
+        given = w, None, None, None, m, r
+        request = Request(name, g, v, v, *given, out, in_place, None, backend(norm.backend), norm.threads)
         prepared = _gradient_of(norm, request)
     except (TypeError, ValueError, ImportError):
         return None
