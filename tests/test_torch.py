@@ -523,6 +523,25 @@ def distance(values, wanted):
     return max(((a.double() - b).norm() / (b.norm() + 1e-9)).item() for a, b in zip(values, wanted, strict=True))
 
 
+def test_autocast():
+    """Convolutions give bfloat16 there, to norms whose parameters stay float32: ours round once where PyTorch's do."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.GroupNorm(2, 8)
+    )
+    ours = ct.convert(copy.deepcopy(model))
+    x = torch.randn(4, 3, 12, 12)
+    results = []
+    for one in (model, ours):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = one(x)
+        (y.float() * torch.linspace(-1, 1, 8 * 64).view(8, 8, 8)).mean().backward()
+        results.append((y.detach(), one[1].running_var, *(value.grad for value in one.parameters())))
+    for theirs, mine in zip(*results, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.allclose(mine.float(), theirs.float(), rtol=2**-6, atol=2**-6 * float(theirs.abs().max()))
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 def test_models_train_alike(name):
     """After 5 steps outputs, gradients, parameters and running statistics are the unconverted model's: in float64 to 1e-8; in float32 no

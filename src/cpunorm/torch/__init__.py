@@ -7,7 +7,7 @@
 >>> faster(torch.zeros(2, 3, 8, 8)).shape
 torch.Size([2, 8, 6, 6])
 
-Needs PyTorch 2.4 or newer; any build of it, those without CUDA too.
+Needs PyTorch 2.4 or newer, which brought ``torch.library.custom_op``; any build of it, those without CUDA too.
 """
 
 try:
