@@ -241,10 +241,13 @@ def planes(step, buffers, lo, hi):
         slack = LINE // s.out_size if apart else 0
         k = to_line(s, buffers[Y], i * s.y_outer + pos)
         while pos < end:
-            k = min(k, end - pos)
-            count = min(k + slack, end - pos)
             row = pos // n
             j = pos - row * n
+            k = min(k, end - pos)
+            # A row that ends on a line ends its tile, which then needs no raw one: rows of 224 are shorter than a tile.
+            if of_three and not apart and n >= TILE // 4 and n - j < k and not lead(s, buffers[Y], i * s.y_outer + pos + n - j):
+                k = n - j
+            count = min(k + slack, end - pos)
             straight = p.column == s.item_size and j + count <= n
             at_once = of_three and j + count <= n
             for group in range(0, s.padded, PICKED):
