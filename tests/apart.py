@@ -144,7 +144,7 @@ class Library:
             elif x is not None:
                 table[slot] = 0
         if steps["kernel"][0] in self._pictures:
-            self._add_pictures(call, steps[0], arrays[0].view(self._program.PICTURE).ravel())
+            self._add_pictures(call, steps[0], arrays[0].view(self._program.PICTURE).ravel(), int(table[1]))
         regions = call.regions([address, table.ctypes.data])
         starts = np.array([start for start, _ in regions])
         order = np.argsort(starts)
@@ -185,8 +185,10 @@ class Library:
             call.addresses.append((address + kinds.PROGRAM.fields[name][1], int(head[name])))
         return np.frombuffer(ctypes.string_at(int(head["steps"]), size), kinds.STEP)
 
-    def _add_pictures(self, call, step, table):
-        """What is read of each picture, and the tables of weights of those that are resized."""
+    def _add_pictures(self, call, step, table, base):
+        """What is read of each picture, and the tables of weights of those that are resized. With a `base`, the array in slot second, which
+        is a region of its own, pictures are so many bytes from there, and stay so.
+        """
         kinds = self._program
         resized = self._pictures[int(step["kernel"])] == b"resize_rows"
         for row, entry in enumerate(table):
@@ -203,9 +205,10 @@ class Library:
                         high = int((read[:, 0] + read[:, 1]).max())
                 wide = int(entry["width"])
             extents = [(high, int(entry["row"])), (wide, int(entry["column"])), (int(step["channels"]), int(entry["channel"]))]
-            start = int(entry["data"])
+            start = base + int(entry["data"])
             call.add(*bounds(start, extents, int(step["item_size"])))
-            call.addresses.append((where + kinds.PICTURE.fields["data"][1], start))
+            if not base:
+                call.addresses.append((where + kinds.PICTURE.fields["data"][1], start))
 
 
 def install(command):
