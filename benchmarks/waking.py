@@ -1,6 +1,6 @@
 """From how many bytes on a second thread pays: calls of growing size on one thread and on two, where both are free to choose.
 
-`WAKING` in the two backends comes from this: the size at which two threads win, over `plan.SERIAL_BYTES`.
+`waking` of the two backends comes from this: the size at which two threads win, over `plan.SERIAL_BYTES`.
 
 python benchmarks/waking.py [--seconds 0.1]
 """

@@ -34,6 +34,13 @@ def compiled(request):
     return loaded(request.param)
 
 
+@pytest.fixture(params=[("numba", "default"), ("numba", "threadsafe"), ("c", "default")], ids=["numba", "numba on its own threads", "c"])
+def pool(request):
+    """A backend that has kernels, and the environment in which Numba's run on the C part's threads (where it is built) or on Numba's."""
+    backend, layer = request.param
+    return loaded(backend), {"NUMBA_THREADING_LAYER": layer}
+
+
 @pytest.fixture
 def present_backends():
     """The backends with kernels that can be loaded here."""

@@ -88,3 +88,21 @@ def test_rows_of_the_table_repeat(layout, compiled):
         inputs = row.inputs((4, 6, 31, 17), layout, "float32", np.random.default_rng(0))
         first = row.call(copied(inputs), backend=compiled)
         assert_all(assert_same_bits, row.call(copied(inputs), backend=compiled), first)
+
+
+@pytest.mark.parametrize("row", ops.OPERATIONS.values(), ids=list(ops.OPERATIONS))
+def test_whoever_drives(row, monkeypatch):
+    """Numba's kernels give the same bits under its own drivers, serial and parallel, as under the C part's."""
+    jit = pytest.importorskip("cpunorm.jit.backend", reason="needs Numba", exc_type=ImportError)
+    if not jit.threads.native():
+        pytest.skip("the C part, or its OpenMP, is not here: all other tests run on Numba's own drivers")
+    inputs = row.inputs((4, 24, 40, 41), "NCHW", "float32", np.random.default_rng(0))
+    results = []
+    for native in (jit.threads.native(), None):
+        monkeypatch.setattr(jit.threads, "native", lambda native=native: native)
+        for threads in (1, 2):
+            call._PREPARED.clear()
+            results.append(row.call(copied(inputs), backend="numba", threads=threads))
+    call._PREPARED.clear()
+    for result in results[1:]:
+        assert_all(assert_same_bits, result, results[0])

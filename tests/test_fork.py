@@ -62,9 +62,12 @@ print("done")
 """
 
 
-def test_forks_while_threads_compute(run, compiled):
+def test_forks_while_threads_compute(run, pool):
     """From the main thread and from another one, while two more are in parallel kernels."""
-    assert run(f"BACKEND = {compiled!r}\n" + FROM_A_THREAD).splitlines()[-1] == "done"  # Numba's TBB says that it could not join threads
+    backend, environment = pool
+    assert (
+        run(f"BACKEND = {backend!r}\n" + FROM_A_THREAD, **environment).splitlines()[-1] == "done"
+    )  # Numba's TBB says that it could not join threads
 
 
 LOADED_IN_THE_CHILD = """

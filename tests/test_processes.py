@@ -8,7 +8,7 @@ from helpers import python
 
 from cpunorm import backends
 
-# A call of three kernels (fold_running, affine_columns, run_serial), and what the cache did.
+# A call of two kernels (fold_running, affine_columns) by Numba's own driver (run_serial), and what the cache did.
 CALL = """
 import json, numpy as np, cpunorm as cn
 x = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -19,7 +19,7 @@ print(json.dumps([np.array_equal(y, (x - 1) / 2), cache.hits, cache.misses, cach
 
 
 def called(folder, before=""):
-    return json.loads(python(before + CALL, NUMBA_CACHE_DIR=str(folder)).splitlines()[-1])
+    return json.loads(python(before + CALL, NUMBA_CACHE_DIR=str(folder), NUMBA_THREADING_LAYER="threadsafe").splitlines()[-1])
 
 
 def test_import_is_light():
@@ -60,7 +60,7 @@ serial = cn.batch_norm(x, None, None, training=True, backend="numba", threads=1)
 assert all(np.array_equal(result, serial) for result in results)
 print(*(f"{w.category.__name__}: {w.message}" for w in caught), sep="\\n")
 """
-NO_LAYER = "from cpunorm.jit import threads\nthreads._load_tbb = threads._has_omp = lambda: False\n"
+NO_LAYER = "from cpunorm.jit import threads\nthreads.native = threads._load_tbb = threads._has_omp = lambda: False\n"
 WORKQUEUE = """
 import numba
 numba.config.THREADING_LAYER = "workqueue"
@@ -86,9 +86,10 @@ def test_without_a_safe_threading_layer(before, reason):
     assert reason in warned[0]
 
 
-def test_with_a_safe_threading_layer():
+@pytest.mark.parametrize("layer", ["default", "threadsafe"])
+def test_with_a_safe_threading_layer(layer):
     pytest.importorskip("numba")
-    assert "Warning" not in python(LARGE, NUMBA_NUM_THREADS="2")
+    assert "Warning" not in python(LARGE, NUMBA_NUM_THREADS="2", NUMBA_THREADING_LAYER=layer)
 
 
 FORK = """

@@ -30,8 +30,9 @@ print("done")
 """
 
 
-def test_eight_threads(run, compiled):
-    assert run(f"BACKEND = {compiled!r}\n" + EIGHT) == "done"
+def test_eight_threads(run, pool):
+    backend, environment = pool
+    assert run(f"BACKEND = {backend!r}\n" + EIGHT, **environment) == "done"
 
 
 # SIGINT at many moments of the first call (import, compilation, launch of threads) and of later ones.
@@ -120,7 +121,7 @@ print(numba.threading_layer(), len(messages), *messages)
         (["omp", "launch", "compute", "compute"], "omp", None),
         pytest.param(["omp", "compute", "compute"], "omp", None, marks=pytest.mark.slow),
         pytest.param(["workqueue", "compute", "compute"], "workqueue", "'workqueue'", marks=pytest.mark.slow),
-        (["choose", "workqueue", "launch", "compute", "compute"], "workqueue", "another user"),
+        (["threadsafe", "choose", "workqueue", "launch", "compute", "compute"], "workqueue", "another user"),
         pytest.param(["safe", "compute"], "tbb", None, marks=pytest.mark.slow),
     ],
     ids=["omp launched", "omp set", "workqueue set", "workqueue launched late", "safe set"],

@@ -1,7 +1,7 @@
 """The backends by name, loaded when first used.
 
-A compiled backend is a module with ``name``, ``address(kernel, dtype) -> int`` and ``driver(threads) -> (function, threads)``; its
-kernels have the names and the signature given in `cpunorm.program`. The NumPy backend has none: `cpunorm.reference` has no plan either.
+A compiled backend is a module with ``name`` and the functions of `Backend`; its kernels have the names and the signature given in
+`cpunorm.program`. The NumPy backend has none: `cpunorm.reference` has no plan either.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ class Backend(Protocol):
     """What `cpunorm.jit.backend` and `cpunorm.native` have in common."""
 
     name: str
-    WAKING: int
 
     def address(self, kernel: str, dtype: str) -> int:
         """The kernel's address, for the computing dtype ``"float32"`` or ``"float64"``."""
 
     def driver(self, count: int) -> tuple[Driver, int]:
         """What runs a program on up to `count` threads, and the number that it will take."""
+
+    def waking(self) -> int:
+        """Times `plan.SERIAL_BYTES` that a second thread pays from."""
 
 
 _MODULES = {"numba": "cpunorm.jit.backend", "c": "cpunorm.native", "numpy": "cpunorm.reference"}

@@ -88,7 +88,7 @@ def resources(threads: int | None) -> Resources:
 
 def resources_of(backend: str, threads: int | None) -> Resources:
     """The same for the kernels of a backend."""
-    return replace(resources(threads), waking=backends.compiled(backend).WAKING)
+    return replace(resources(threads), waking=backends.compiled(backend).waking())
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -26,7 +26,6 @@ except ImportError as problem:
     ) from problem
 
 name = "c"
-WAKING = 1  # times `plan.SERIAL_BYTES` that a second thread pays from (benchmarks/waking.py)
 VARIABLE = "CPUNORM_INSTRUCTION_SET"
 _DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # as cpunorm_kernel numbers them
 
@@ -100,12 +99,22 @@ def address(kernel: str, dtype: str) -> int:
 lib.cpunorm_usual_threads = settings.omp_threads() or lib.cpunorm_processors()
 
 
+def has_openmp() -> bool:
+    """Whether the compiler had OpenMP: without it there is one thread."""
+    return bool(lib.cpunorm_has_openmp)
+
+
+def waking() -> int:
+    """Times `plan.SERIAL_BYTES` that a second thread pays from (benchmarks/waking.py)."""
+    return 1
+
+
 def driver(count: int) -> tuple[Callable[..., None], int]:
-    """The function that runs a program on `count` threads, and the number of threads to pass to it.
+    """The function that runs a program on `count` threads, and the number of threads to pass to it. It runs Numba's kernels as well as C's.
 
     A forked child runs on one: OpenMP's threads do not survive the fork, and libgomp waits for them forever.
     """
-    return lib.cpunorm_run, 1 if forks.forked() or not lib.cpunorm_has_openmp else max(count, 1)
+    return lib.cpunorm_run, 1 if forks.forked() or not has_openmp() else max(count, 1)
 
 
 def struct_fields(struct: str) -> tuple[list[str], list[int], int]:

@@ -1,6 +1,6 @@
 """Compile every Numba kernel once, so that no later call waits for it. ``cpunorm warmup`` runs this.
 
-Which kernels there are is not listed here: `cpunorm.jit.kernels` has them. The drivers are compiled by running something.
+Which kernels there are is not listed here: `cpunorm.jit.kernels` has them. Drivers, where Numba has its own, by running something.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def jobs() -> list[tuple[str, Callable[[], object]]]:
     ]
     x = np.zeros((2, SERIAL_BYTES), np.float32)  # enough for the parallel driver
     for threads in (1, 2):
-        label = f"driver for {'one thread' if threads == 1 else 'several threads'}"
+        label = f"a call on {'one thread' if threads == 1 else 'several threads'}"
         made.append((label, partial(functional.mean_var, x, 1, backend="numba", threads=threads)))
     return made
 

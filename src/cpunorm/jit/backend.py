@@ -18,7 +18,7 @@ from cpunorm.jit.lowlevel import FASTMATH, STEP_RECORD
 from cpunorm.program import SLOTS
 
 name = "numba"
-WAKING = 8  # times `plan.SERIAL_BYTES` that a second thread pays from: two take 45 us for 2 MB where one takes 38 (benchmarks/waking.py)
+_WAKING = 8  # of Numba's own layers: two threads take 45 us for 2 MB where one takes 38 (benchmarks/waking.py)
 _ELEMENTS = {"float32": types.float32, "float64": types.float64, "float16": types.uint16, "bfloat16": types.int16}  # `vectors` says how
 _OPTIONS = {"error_model": "numpy", "boundscheck": False, "fastmath": FASTMATH}
 forks.locks.append(global_compiler_lock)  # another user of Numba may be compiling
@@ -77,9 +77,18 @@ def _parallel() -> Callable[..., None] | None:
     return _driver(drivers.run_parallel, parallel=True)
 
 
+def waking() -> int:
+    """Times `plan.SERIAL_BYTES` that a second thread pays from."""
+    native = threads.native()
+    return native.waking() if native else _WAKING
+
+
 def driver(count: int) -> tuple[Callable[..., None], int]:
     """The function that runs a program on `count` threads, and the number of threads to pass to it."""
     count = min(count, threads.pool_size())
+    native = threads.native()
+    if native:
+        return native.driver(count)
     with forks.undisturbed():
         parallel = _parallel() if count > 1 and not forks.forked() else None
         return (_serial(), 1) if parallel is None else (parallel, count)

@@ -1,12 +1,18 @@
-"""Which threading layer runs the parallel driver, decided when it is first needed.
+"""Whose threads run the Numba kernels, decided when they are first needed.
 
-=========  ==========================  =======================  ==========================================
+=========  ==========================  =======================  ===========================================================
 layer      two Python threads at once  a forked child           here
-=========  ==========================  =======================  ==========================================
-tbb        works                       works                    the first choice
-omp        works                       killed, if it uses it    the second; a forked child runs serially
+=========  ==========================  =======================  ===========================================================
+openmp     works                       hangs, if it uses it     the first choice: the driver of the C part, where it was built;
+                                                                a forked child runs serially
+tbb        works                       works                    the second
+omp        works                       killed, if it uses it    the third; a forked child runs serially
 workqueue  aborts the process          works                    never: the serial driver, with one warning
-=========  ==========================  =======================  ==========================================
+=========  ==========================  =======================  ===========================================================
+
+The last three are Numba's own, under ``prange``. Kernels are called by address, so that either driver can run them. The C part's wakes its
+threads 20 us sooner than TBB (layer norm of (1, 197, 768): 33 us instead of 51) and shares them with PyTorch (benchmarks/waking.py,
+benchmarks/neighbours.py). Who sets ``NUMBA_THREADING_LAYER`` gets the layer that it names.
 """
 
 from __future__ import annotations
@@ -15,9 +21,12 @@ import ctypes
 import importlib.metadata
 import warnings
 from functools import cache
+from typing import Any
 
 import numba
 from numba.np.ufunc import parallel
+
+from cpunorm import backends
 
 # What others may have asked Numba for (NUMBA_THREADING_LAYER, numba.config.THREADING_LAYER), and the layers that are safe and keep to it.
 # "forksafe" is for their forked children: there GNU's OpenMP kills.
@@ -51,8 +60,22 @@ def _has_omp() -> bool:
 
 
 @cache
+def native() -> backends.Backend | None:
+    """The C backend, whose driver runs the kernels. None where it is not built, has no OpenMP, or Numba was told which layer to take."""
+    if str(numba.config.THREADING_LAYER).lower() != "default":
+        return None
+    try:
+        module: Any = backends.load("c")
+    except ImportError:
+        return None
+    return module if module.has_openmp() else None
+
+
+@cache
 def choose() -> str | None:
-    """The layer that the parallel driver will run on, None where there is no safe one. Says so once."""
+    """The layer that the kernels will run on, None where there is no safe one. Says so once."""
+    if native():
+        return "openmp"
     if parallel._is_initialized:  # somebody else's choice
         return _running()
     asked = str(numba.config.THREADING_LAYER).lower()
