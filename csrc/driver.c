@@ -63,7 +63,7 @@ enum { MOST_THREADS = 1024 };
 
 /* The blocks of a phase on several threads. Each has a contiguous share of them, as the yardstick's threads have: dealt out in turns they
  * took up to 1.3 times as long. From its share it takes one at a time, and who is through helps the others, so that a busy core costs
- * little (benchmarks/shares.py). */
+ * little (benchmarks/shares.c). */
 static void share_out(const phase *p, const step *steps, int64_t blocks, int threads, void *const *buffers)
 {
     struct {
