@@ -39,6 +39,7 @@ SMALL = {
     "FEWEST": 2,
     "MOST": 8,
     "ENTRY_BYTES": 1 << 15,
+    "TABLE_BYTES": 1 << 12,
     "COUNTED": 64,
     "GRAIN": 256,
     "PART_BYTES": 1 << 9,

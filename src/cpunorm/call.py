@@ -16,6 +16,7 @@ import numpy as np
 from cpunorm import backends, check, dispatch, settings
 from cpunorm.dispatch import Run
 from cpunorm.layout import View
+from cpunorm.parts import in_parts
 from cpunorm.plan import Data, Plan, Resources
 
 Array = np.ndarray[Any, Any]
@@ -87,23 +88,27 @@ class Request:
             return reference
         data = Data(self.x.dtype.newbyteorder("=").name, self.second is not None, self.activation)
 
-        def plan(view: View, in_place: bool, resources: Resources) -> Plan:
-            return make(view, Data(data.dtype, data.second, data.activation, in_place), resources)
+        def prepare(x: Array, second: Array | None, out: Array, count: int) -> Run:
+            def plan(view: View, in_place: bool, resources: Resources) -> Plan:
+                return make(view, Data(data.dtype, data.second, data.activation, in_place), resources.of_one(count))
 
-        run = dispatch.prepare(
-            self.x,
-            self.second,
-            np.empty_like(self.like) if self.out is None else self.out,
-            roles,
-            plan,
-            backend=name,
-            threads=self.threads,
-            in_place=self.in_place,
-            ordered=ordered,
-            apart=apart,
-        )
-        if finish is not None:
-            run = finish(run)
+            return dispatch.prepare(
+                x,
+                second,
+                out,
+                roles,
+                plan,
+                backend=name,
+                threads=self.threads,
+                in_place=self.in_place,
+                ordered=ordered,
+                apart=apart,
+            )
+
+        out = np.empty_like(self.like) if self.out is None else self.out
+        run = prepare(self.x, self.second, out, 1)
+        # what finishes reads the tables of all
+        run = in_parts(run, prepare, self.x, self.second, out, roles) if finish is None else finish(run)
         parameters = (self.weight, self.bias, self.running_mean, self.running_var)
         return dispatch.with_parameters(run, parameters, dispatch.compute_dtype(self.x.dtype), written=written)
 

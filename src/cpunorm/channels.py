@@ -261,8 +261,6 @@ def _prepare_group_norm(request: Request, groups: int, eps: float, layout: str, 
 
     def with_running(run: Run) -> Run:
         """The units' statistics are in the tables; a running one takes their mean over the samples."""
-        if request.running_mean is None:
-            return run
 
         def updating(x: Array, r: Any, y: Array, t: Any, w: Any, b: Any, running_mean: Any, running_var: Any, *rest: Any) -> Array:
             tables = run(x, r, y, t, w, b, None, None, *rest)
@@ -273,7 +271,13 @@ def _prepare_group_norm(request: Request, groups: int, eps: float, layout: str, 
 
         return updating
 
-    run = empty_results if x.size == 0 else request.build(group_norm_roles(axes), make, run_reference, finish=with_running, written=True)
+    run = (
+        empty_results
+        if x.size == 0
+        else request.build(
+            group_norm_roles(axes), make, run_reference, finish=None if request.running_mean is None else with_running, written=True
+        )
+    )
     return Prepared(run, (x.shape[axes.batch], groups))
 
 

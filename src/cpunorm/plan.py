@@ -21,8 +21,9 @@ from cpunorm.program import ADDRESSES, Program
 PIECE_BYTES = 128 << 10  # of a unit in one item of a reduction of runs: small enough to share out, large beside its merge
 PIECE_ROWS = 128  # fewest rows that a partial sum of the gradients of weight and bias is of
 ROWS_AT_ONCE, ROW_BYTES = 32, 128 << 10  # the most that go through all steps of a row's gradient together
-FEWEST, MOST = 32, 256  # pieces that a reduction of columns is cut into, if it is large: enough for many cores, and
-ENTRY_BYTES = 1 << 20  # no more, above the fewest, than leave so many bytes of entries, of 24 bytes a column each
+FEWEST, MOST = 16, 256  # pieces that a reduction of columns is cut into, if it is large: enough for many cores, and
+ENTRY_BYTES = 512 << 10  # no more, above the fewest, than leave so many bytes of entries, of 24 bytes a column each
+TABLE_BYTES = 1 << 20  # of all tables, above which a call is run in parts (`cpunorm.parts`)
 COUNTED = 512 << 10  # values of a unit in one item of `counts`: each leaves a row of 64-bit sums, for which 8-bit data is little
 PERIOD = 192  # fewest values in a row of coefficients: 3 channels as they stand reach a fifth of the rate
 GRAIN = 1024  # elements in one item of a breadth-first affine
@@ -105,6 +106,10 @@ class Resources:
     threads: int
     caches: Caches
     waking: int = 1
+
+    def of_one(self, parts: int) -> Resources:
+        """What one of so many parts of a call may use: its share of L3, so that it streams if the whole would."""
+        return self if parts == 1 else replace(self, caches=self.caches._replace(l3=self.caches.l3 // parts))
 
 
 @dataclass(frozen=True)
@@ -253,7 +258,7 @@ def reduce(
         channels = view.last
         period = _period(view) if packed else channels
         total = view.middle * channels
-        cut = -(-max(FEWEST, min(MOST, ENTRY_BYTES // (24 * period))) // (view.outer if view.kept_outer else 1))
+        cut = max(1, max(FEWEST, min(MOST, ENTRY_BYTES // (24 * period))) // (view.outer if view.kept_outer else 1))
         length = max(-(-total // (cut * period)), piece // period, 1) * period
         pieces = -(-total // length)
         items = view.outer * pieces

@@ -1,0 +1,70 @@
+"""Calls whose tables are too large at once run in parts."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from helpers import assert_all, assert_close, assert_same_bits, copied
+
+import cpunorm as cn
+from cpunorm import call, ops, plan
+
+APART = [name for name in ops.OPERATIONS if not name.startswith(("batch_norm", "local_response_norm", "mean_var"))]  # statistics of parts
+SHAPES = {"NCHW": (9, 16, 5, 7), "NHWC": (9, 5, 7, 16), "CHWN": (16, 5, 7, 9)}
+
+
+@pytest.fixture
+def in_tables_of(monkeypatch):
+    """Sets the bytes of tables that a call may take, and forgets what was prepared with others."""
+
+    def set_bytes(count):
+        monkeypatch.setattr(plan, "TABLE_BYTES", count)
+        call._PREPARED.clear()
+
+    yield set_bytes
+    call._PREPARED.clear()
+
+
+@pytest.mark.parametrize("table_bytes", [6000, 600], ids=["several samples", "less than a sample"])
+@pytest.mark.parametrize(
+    ("name", "layout"), [(name, layout) for name in APART for layout in SHAPES if layout == "NCHW" or ops.OPERATIONS[name].layouts]
+)
+def test_results_are_those_of_the_whole(name, layout, table_bytes, compiled, in_tables_of):
+    """Results of the size of the data have the same bits where units are runs; sums over all parts are right to rounding."""
+    row = ops.OPERATIONS[name]
+    inputs = row.inputs(SHAPES[layout], layout, "float32", np.random.default_rng(0))
+    in_tables_of(1 << 40)
+    whole = row.call(copied(inputs), backend=compiled, threads=2)
+    in_tables_of(table_bytes)
+    mine, again = (row.call(copied(inputs), backend=compiled, threads=threads) for threads in (1, 2))
+    assert_all(assert_same_bits, again, mine)
+    assert_all(assert_close, mine, row.reference(inputs), **row.tolerance(inputs))
+    if layout != "NHWC" and not name.startswith("normalize"):
+        assert_same_bits(mine[0], whole[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"out": "x"}, {"out": "residual"}], ids=["new", "over x", "over the residual"])
+def test_everything_is_cut_alike(options, compiled, in_tables_of):
+    """The residual, the sum, the statistics, what is written in place."""
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.normal(size=(5, 40, 33)).astype(np.float32) for name in ("x", "residual")}
+    inputs |= {name: rng.normal(size=33).astype(np.float32) for name in ("weight", "bias")}
+    results = []
+    for table_bytes in (1 << 40, 1000):
+        in_tables_of(table_bytes)
+        mine = copied(inputs)
+        out = mine.get(options.get("out"))
+        results.append(cn.layer_norm(normalized_shape=33, **mine, out=out, return_stats=True, return_sum=True, backend=compiled))
+    assert_all(assert_same_bits, *results)
+
+
+@pytest.mark.parametrize("function", [cn.layer_norm, cn.rms_norm])
+def test_memory(function, compiled):
+    """100,000 rows have 3.6 MB of tables: a call takes what it may, not those."""
+    x = np.zeros((100_000, 16), np.float32)
+    function(x, 16, out=x, backend=compiled, threads=1)
+    tracemalloc.start()
+    function(x, 16, out=x, backend=compiled, threads=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert plan.TABLE_BYTES / 2 < peak < 1.1 * plan.TABLE_BYTES
