@@ -56,7 +56,7 @@ def table(process: Callable[..., float] = fresh_process) -> Iterator[str]:
         def median(code: str, rounds: int = ROUNDS, cache: str = "kept") -> str:
             folders = [cache or str(next(numbers)) for _ in range(rounds)]
             seconds = statistics.median(process(code, NUMBA_CACHE_DIR=str(Path(folder) / name)) for name in folders)
-            return f"{seconds:.1f} s" if seconds >= 1 else f"{1e3 * seconds:.2g} ms"
+            return f"{seconds:.1f} s" if seconds >= 1 else f"{1e3 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
 
         yield "| | `import cpunorm` | first call, nothing in the cache | first call, kernels in the cache | second call |"
         yield "|---|--:|--:|--:|--:|"

@@ -224,9 +224,9 @@ def install(command):
 
 LIBRARY = install(shlex.split(os.environ["APART"]))
 if os.environ.get("APART_BLOCKS") == "small":  # of which there are several even in small arrays, for all threads there are
-    from cpunorm import pictures, plan
+    from cpunorm import plan
 
-    plan.SERIAL_BYTES, plan.FOLD_BLOCK, pictures.SERIAL = 64, 1, 1
+    plan.SERIAL_BYTES, plan.FOLD_BLOCK = 64, 1
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -93,7 +93,7 @@ def test_equals_the_slow_composition(backend, call, threads, dtype):
 def test_large(shape, layout, l3, compiled, monkeypatch):
     """Many blocks, planes that begin anywhere in a line, with and without streaming stores; the same bits on 1, 2 and 5 threads."""
     monkeypatch.setattr("cpunorm.machine.caches", lambda: Caches(1 << 9, l3))
-    monkeypatch.setattr(pictures, "SERIAL", 1)
+    monkeypatch.setattr("cpunorm.plan.SERIAL_BYTES", 1 << 15)
     x, (mean, std) = values(shape, "uint8"), numbers(shape[-1])
     results = []
     for threads in (1, 2, 5):
@@ -110,6 +110,7 @@ def test_large(shape, layout, l3, compiled, monkeypatch):
 def test_rows_of_any_length(mirror, l3, compiled, monkeypatch):
     """Three bytes a pixel to planes: ends of vectors and groups, rows longer than a tile, mirrored or not."""
     monkeypatch.setattr("cpunorm.machine.caches", lambda: Caches(1 << 9, l3))
+    monkeypatch.setattr("cpunorm.plan.SERIAL_BYTES", 1 << 15)
     mean, std = numbers(3)
     for width in (*range(1, 42), 300, 707):
         x = values((2, 3, width, 3), "uint8")

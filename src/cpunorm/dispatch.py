@@ -25,7 +25,7 @@ PARAMETERS = slice(4, 8)  # of the slots: weight, bias, running_mean, running_va
 class Runner:
     """A plan linked with a backend: runs on arrays as they are."""
 
-    __slots__ = ("_bias", "_driver", "_filled", "_threads", "_weight", "address", "plan", "program", "scratch")
+    __slots__ = ("_bias", "_driver", "_filled", "_threads", "_weight", "address", "plan", "program", "room", "scratch")
 
     def __init__(self, plan: Plan, backend: str, dtype: str) -> None:
         module = backends.compiled(backend)
@@ -35,6 +35,7 @@ class Runner:
         self._driver, self._threads = module.driver(plan.threads)
         self.address = self.program.address
         self.scratch = plan.scratch
+        self.room = 8 * plan.scratch  # bytes that a call allocates
         kind = np.float64 if dtype == "float64" else np.float32
         self._filled = (np.ones(plan.affine, kind), np.zeros(plan.affine, kind)) if plan.affine else ()
         self._weight, self._bias = (id(array) for array in self._filled) if plan.affine else (0, 0)
@@ -151,7 +152,7 @@ def prepare(
                 if view is not None:
                     plan = make(view, in_place and not copied, resources_of(backend, threads))
                     runner = Runner(plan, backend, x.dtype.name)
-                    return _with_copies(runner, copied, order, second is not None) if copied else runner
+                    return _with_copies(runner, copied, order, second is not None, x.nbytes) if copied else runner
     raise AssertionError(f"no view of packed copies: {x.shape}, {roles}")
 
 
@@ -159,7 +160,7 @@ def _long_axes(shape: tuple[int, ...]) -> list[int]:
     return [axis for axis, size in enumerate(shape) if size != 1]
 
 
-def _with_copies(runner: Runner, copied: tuple[int, ...], order: Sequence[int], has_second: bool) -> Run:
+def _with_copies(runner: Runner, copied: tuple[int, ...], order: Sequence[int], has_second: bool, nbytes: int) -> Run:
     """Run on packed copies of the operands numbered in `copied`."""
 
     def run(x: Array, second: Array | None, y: Array, *rest: Array | None) -> Array:
@@ -175,6 +176,7 @@ def _with_copies(runner: Runner, copied: tuple[int, ...], order: Sequence[int], 
         return scratch
 
     run.plan = runner.plan  # type: ignore[attr-defined]
+    run.room = runner.room + len(copied) * nbytes  # type: ignore[attr-defined]
     return run
 
 

@@ -49,14 +49,17 @@ def _part(axis: int, lo: int, length: int) -> tuple[slice, ...]:
 def _one_after_another(first: Run, last: Run, axis: int, size: int, length: int, axis_of_stats: int) -> Run:
     """Statistics are written in parts as the result is; gradients of parameters are added up in float64."""
 
+    room = first.room  # type: ignore[attr-defined]
+
     def run(*arrays: Array | None) -> Array:
         data, parameters, stats, gradients = arrays[:4], arrays[4:8], arrays[8:10], arrays[10:]
         sums = [None if gradient is None else np.zeros(gradient.shape) for gradient in gradients]
+        added: list[Any] = [None if gradient is None else np.empty_like(gradient) for gradient in gradients]
+        np.empty(room, np.uint8)  # what each part will take is there: no memory is found out before the first one writes
         for lo in range(0, size, length):
             here, there = _part(axis, lo, length), _part(axis_of_stats, lo, length)
             cut = [None if array is None else array[here] for array in data]
             cut_stats = [None if array is None else array[there] for array in stats]
-            added: list[Any] = [None if gradient is None else np.empty_like(gradient) for gradient in gradients]
             (first if lo + length <= size else last)(*cut, *parameters, *cut_stats, *added)
             with np.errstate(all="ignore"):
                 for total, part in zip(sums, added, strict=True):
@@ -68,4 +71,5 @@ def _one_after_another(first: Run, last: Run, axis: int, size: int, length: int,
                     gradient[...] = total
         return np.empty(0)
 
+    run.room = room  # type: ignore[attr-defined]
     return run

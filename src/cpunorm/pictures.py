@@ -17,7 +17,6 @@ from cpunorm.plan import GRAIN, TILE, Phase, Plan, Resources, Step, Value, phase
 
 Array = np.ndarray[Any, Any]
 
-SERIAL = 8  # times as many bytes as elsewhere until a second thread pays: one 224 x 224 picture takes 11 us on one
 PARTS_A_THREAD = 4  # shares of the rows of a resize that each thread gets; each starts with some that its neighbour has too
 LINE = 64  # bytes
 REACH = TILE + LINE  # values of a tile in the backends
@@ -232,7 +231,7 @@ class Prepared:
         elif moved > resources.caches.l3 // 2:  # what reads it next finds little of it there, and the pictures are there no more
             fields["store"] = "store_stream"
         fields["bytes_to_floats"] = int(source.name == "uint8" and result.name == "float32")
-        return fields, threads_for(moved // SERIAL, resources) if self._options.size is None else threads_for(moved, resources)
+        return fields, threads_for(moved, resources)
 
     def _rearrange(self, resources: Resources, y_outer: int, y_middle: int) -> Plan:
         """`planes` or `pixels`: items of `GRAIN` values, so that one picture has work for all threads."""

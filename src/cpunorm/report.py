@@ -64,7 +64,8 @@ def _numba() -> str:
     except ImportError as problem:
         return f"not available: {problem}"
     layer = threads.choose()
-    return f"{numba.__version__}, {layer or 'no safe'} threading layer, pool of {threads.pool_size()}"
+    whose = "the C part's OpenMP threads" if layer == "openmp" else f"{layer or 'no safe'} threading layer"
+    return f"{numba.__version__}, {whose}, pool of {threads.pool_size()}"
 
 
 def cache_lines() -> list[str]:
