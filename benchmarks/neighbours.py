@@ -1,8 +1,10 @@
-"""What others in the process or on the machine cost us, and we them: ``python benchmarks/neighbours.py`` (a minute; PyTorch if installed).
+"""What others in the process or on the machine cost us, and we them: ``python benchmarks/neighbours.py`` (90 s; PyTorch if installed).
 
-1. Taking turns in one process (``neighbours.py turns``). A call right after one of another library, against the same call right after one
-   of its own library, on other arrays of the same size. So what any call before costs is on both sides of the ratio: the arrays that it
-   pushed out of the caches, the lines that it left to the other core. What remains is what the pools do to each other: threads that still
+1. Taking turns in one process (``neighbours.py turns``). A call right after one of another library, against the same call after one of its
+   own library, on other arrays of the same size, and a wait until that took as long. So what anything before costs is on both sides of the
+   ratio: the arrays that it pushed out of the caches, the lines that it left to the other core, and the time that has passed, in which this
+   code itself goes out of the caches (on the machine of docs/performance.md ten lines of plain Python take 11 us, and 17 after 300 us of
+   waiting, 27 to 40 after 1000; one of our calls is 10 us of Python). What remains is what the pools do to each other: threads that still
    spin, or that went to sleep. The aim is 10%.
 2. Beside a busy core (``neighbours.py busy``): another process spins on one CPU, stopped and continued in turns. What it costs us should be
    no more than what it costs PyTorch. With two CPUs and one of them busy, half of the time is what fair shares would take.
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 
@@ -83,18 +86,27 @@ def said(found):
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
+def as_long(call, microseconds):
+    """The call, and what is left of the time."""
+    start = time.perf_counter()
+    call()
+    while time.perf_counter() < start + microseconds / 1e6:
+        pass
+
+
 def take_turns(made, others):
     """Print of each call its time after every other library's, on arrays of `others`, in parts of its time after its own library's."""
     ratios = {(name, before): [] for name in made for before in others if before != name}
-    own = {name: [] for name in made}
+    alone = {name: [] for name in made}
     for _ in range(ROUNDS):
-        for name, call in made.items():
-            own[name].append(microseconds(call, others[name]))
-            for before in others:
-                if before != name:
-                    ratios[name, before].append(microseconds(call, others[before]) / own[name][-1])
+        for name, call in others.items():
+            alone[name].append(microseconds(call))
+        for name, before in ratios:
+            after = microseconds(made[name], others[before])
+            own = microseconds(made[name], partial(as_long, others[name], alone[before][-1]))
+            ratios[name, before].append(after / own)
     for (name, before), found in ratios.items():
-        print(f"  {name} ({statistics.median(own[name]):.0f} us) after {before}: {said(found)}", flush=True)
+        print(f"  {name} ({statistics.median(alone[name]):.0f} us) after {before}: {said(found)}", flush=True)
 
 
 def beside_a_busy_core(made):
