@@ -36,7 +36,7 @@ class Runner:
         self.address = self.program.address
         self.scratch = plan.scratch
         kind = np.float64 if dtype == "float64" else np.float32
-        self._filled = (np.ones(plan.affine, kind), np.zeros(plan.affine, kind)) if plan.affine else ()
+        self._filled = (np.ones(plan.affine, kind), np.full(plan.affine, plan.bias, kind)) if plan.affine else ()
         self._weight, self._bias = (id(array) for array in self._filled) if plan.affine else (0, 0)
 
     def __call__(

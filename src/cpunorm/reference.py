@@ -192,7 +192,8 @@ def layer_norm(
             variance = np.square(h).mean(axis=axes, keepdims=True)
         mean = np.zeros_like(variance)
     rstd = rstd_of(variance, eps)
-    y = affine(h, mean, rstd, 1.0 if weight is None else wide(weight), 0.0 if bias is None else wide(bias), None, activation)
+    shift = (0.0 if centred else -0.0) if bias is None else wide(bias)  # RMS norm adds none, and zeros keep their sign
+    y = affine(h, mean, rstd, 1.0 if weight is None else wide(weight), shift, None, activation)
     return y, mean, rstd, h
 
 
