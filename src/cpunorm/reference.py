@@ -93,9 +93,11 @@ def affine(
 
 def update_running(running_mean: Array, running_var: Array, mean: Array, unbiased: Array, momentum: float) -> None:
     """running = (1 - momentum) * running + momentum * new; in place, one rounding."""
+    pairs = ((running_mean, mean), (running_var, unbiased))
     with np.errstate(all="ignore"):
-        for running, new in ((running_mean, mean), (running_var, unbiased)):
-            running[...] = wide(running) * (1 - momentum) + new.reshape(running.shape) * momentum
+        values = [wide(running) * (1 - momentum) + new.reshape(running.shape) * momentum for running, new in pairs]
+        for (running, _), value in zip(pairs, values, strict=True):  # both are there before one is written
+            running[...] = value
 
 
 def batch_norm(
