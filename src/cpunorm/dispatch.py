@@ -102,8 +102,11 @@ def packed_like(shape: Sequence[int], order: Sequence[int], dtype: np.dtype[Any]
 
 
 def element_strides(x: Array) -> tuple[int, ...] | None:
-    """Strides in elements; None for data that kernels cannot read in place (byte-swapped, unaligned)."""
-    if not x.dtype.isnative or not x.flags.aligned or any(stride % x.itemsize for stride in x.strides):
+    """Strides in elements; None for data that kernels cannot read in place: byte-swapped, or not aligned, its strides included.
+
+    (Of an axis of one value any stride is; what it is rounded to here is not used.)
+    """
+    if not x.dtype.isnative or not x.flags.aligned:
         return None
     return tuple(stride // x.itemsize for stride in x.strides)
 
