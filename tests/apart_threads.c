@@ -4,49 +4,32 @@
  * (the blocks of one phase to the next) is a race. With this file instead of it there is no such false alarm and nothing to suppress:
  * what the compiler makes of `#pragma omp parallel for` is called as it is; threads start at its beginning and are joined at its end.
  *
- * Blocks are dealt out in turn, so that neighbours, which share cache lines and tables, are on different threads however short they are
- * (whoever asks first would get them all). That needs no atomic operation, which could pass for order between two blocks. */
+ * A share of the blocks is run by whose it is, however short it is: who is through waits for the others before it helps them. (Whoever
+ * starts first would run them all, and a race needs two.) csrc/driver.c asks for its number once a share; its counters are relaxed
+ * atomics, which order nothing, to ThreadSanitizer neither. */
 
 #include <pthread.h>
-#include <stdbool.h>
 #include <stdlib.h>
 
 typedef struct team {
     void (*function)(void *);
     void *data;
-    long threads;
+    pthread_barrier_t own; /* all own shares are done */
 } team;
 
 typedef struct member {
     team *team;
-    long number;
-    long next, end, step, chunk; /* of the loop that it is in */
+    int number;
+    int shares; /* asked for so far */
 } member;
 
 static _Thread_local member *self;
 
-bool GOMP_loop_nonmonotonic_dynamic_next(long *start, long *end)
+int omp_get_thread_num(void)
 {
-    if (self->step > 0 ? self->next >= self->end : self->next <= self->end)
-        return false;
-    const long stop = self->next + self->step * self->chunk;
-    *start = self->next;
-    *end = (self->step > 0) == (stop < self->end) ? stop : self->end;
-    self->next += self->step * self->chunk * self->team->threads;
-    return true;
-}
-
-bool GOMP_loop_nonmonotonic_dynamic_start(long first, long last, long step, long chunk, long *start, long *end)
-{
-    self->next = first + step * chunk * self->number;
-    self->end = last;
-    self->step = step;
-    self->chunk = chunk;
-    return GOMP_loop_nonmonotonic_dynamic_next(start, end);
-}
-
-void GOMP_loop_end_nowait(void)
-{
+    if (self->shares++ == 1)
+        pthread_barrier_wait(&self->team->own);
+    return self->number;
 }
 
 static void *work(void *argument)
@@ -60,17 +43,19 @@ static void *work(void *argument)
 void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags)
 {
     (void)flags;
-    team ours = {function, data, threads};
+    team ours = {.function = function, .data = data};
+    pthread_barrier_init(&ours.own, 0, threads);
     member *members = calloc(threads, sizeof *members);
     pthread_t *handles = calloc(threads, sizeof *handles);
     for (unsigned i = 0; i < threads; i++) {
-        members[i] = (member){.team = &ours, .number = i};
+        members[i] = (member){.team = &ours, .number = (int)i};
         if (i && pthread_create(handles + i, 0, work, members + i))
             abort();
     }
     work(members);
     for (unsigned i = 1; i < threads; i++)
         pthread_join(handles[i], 0);
+    pthread_barrier_destroy(&ours.own);
     free(handles);
     free(members);
 }

@@ -17,6 +17,7 @@ from cpunorm.reference import wide
 LIMIT = {"float32": 1e37, "float64": 1e150}
 TINY = {"float32": 2.0**-149, "float64": 2.0**-1074}
 LOST = 2.0**-52
+HALF = LOST / 2
 BLOCK = 4096  # values whose moments are merged with those of others
 FLOOR = 1e-30
 ACTIVATED = 1.5  # the steepest slope of an activation
@@ -70,6 +71,31 @@ def _parameter(call, name, t, default):
 
 def _most(x, axes):
     return np.abs(x).max(axis=axes, keepdims=True, initial=0)
+
+
+def precision(t, n):
+    """The k of a mean or a variance of `n` values. In float64 that of their sums, which are as many additions in a row at most: of a block
+    here, of all in the reference. A variance is what twice its sum of squares at most has left, so that its errors count twice, and of a
+    square there are two.
+    """
+    return t.k if t.limit < 1e38 else min(t.k, 4 * (min(n, BLOCK) + n + 8) * HALF)
+
+
+def roundings(t, n, mean, far):
+    """How far the mean of `n` values is off for being rounded, by half a last place (or half the smallest number) each time: at the end of
+    a block, of a piece and of the whole, and by the reference. Of m blocks merged in their order the j-th rounding enters with a weight of
+    j / m: (m + 1) / 2 halves in all.
+    """
+    halves = 3 + (-(-n // BLOCK) + 1) / 2
+    return halves / 2 * (LOST * np.abs(mean) + t.tiny) * (far > 0)  # (half of the smallest number is 0)
+
+
+def merges(lost, var):
+    """What merging means that are `lost` off adds to a variance. A merge adds w d^2, d the difference of two such means: off by
+    w (2 |d| e + e^2), e = 2 lost. All w sum up to n at most and all w d^2 to M2: all of this is no more than 2 e std + e^2 (Cauchy and
+    Schwarz).
+    """
+    return 4 * lost * (np.sqrt(var) + lost)
 
 
 def _bounded(value, off, risky):
@@ -154,10 +180,12 @@ def forward(call):
     results = [Wanted("y", y, _bounded(y, np.where(np.isfinite(plain), off, 0), risky), call.x.dtype)]
     if call.stats:
         unit = _beyond(t, largest, far) if call.own else _beyond(t, mean)
-        off_mean = t.k * far + lost + t.tiny if call.own else 0 * mean
+        k, lost = precision(t, n), roundings(t, n, mean, far) + t.tiny
+        off_mean = k * far + lost if call.own else 0 * mean
+        off_rstd = (k + merges(lost, var) / (var + eps)) * rstd + t.tiny if call.own else LOST * rstd
         if call.name != "rms_norm":
             results.append(Wanted("mean", mean, _bounded(mean, off_mean, unit), kind))
-        results.append(Wanted("rstd", rstd, _bounded(rstd, uncertain * rstd + t.tiny if call.own else LOST * rstd, unit), kind))
+        results.append(Wanted("rstd", rstd, _bounded(rstd, off_rstd, unit), kind))
     if call.total:
         results.append(Wanted("sum", h, _bounded(h, 0, _beyond(t, h)), call.x.dtype))
     results = [one._replace(value=_shaped(call, one, t), off=_shaped(call, one._replace(value=one.off), t)) for one in results]
@@ -183,10 +211,11 @@ def _running(call, t, mean, m2, n, far):
     others = tuple(axis for axis in range(mean.ndim) if axis != channel)
     momentum = call.options.get("momentum", 0.1)
     unbiased = m2 / np.float64(n - 1)
+    k, lost = precision(t, n), roundings(t, n, mean, far)
     found = []
     for name, new, off in (
-        ("running_mean", mean, t.k * far + LOST * np.abs(mean)),
-        ("running_var", unbiased, t.k * unbiased + np.square(LOST * mean) * 2),
+        ("running_mean", mean, k * far + lost),
+        ("running_var", unbiased, k * unbiased + 2 * merges(lost, m2 / n)),
     ):
         given = call.parameters[name]
         old = wide(given) * (1 - momentum)
@@ -356,15 +385,9 @@ def _of_floats(call, axes, ddof):
     var, share = m2 / np.float64(max(n - ddof, 0)), n / np.float64(max(n - ddof, 0))
     x = wide(call.x)
     far = _most(x - mean, axes)
-    # A mean is rounded, by half a last place (or half the smallest number) each time, at the end of a block, of a piece and of the whole,
-    # and by the reference. Of m blocks merged in their order the j-th rounding enters with a weight of j / m: (m + 1) / 2 halves in all.
-    halves = 3 + (-(-n // BLOCK) + 1) / 2
-    lost = halves / 2 * (LOST * np.abs(mean) + t.tiny) * (far > 0)
-    # A merge adds w d^2, d the difference of two such means: off by w (2 |d| e + e^2), e = 2 lost. All w sum up to n at most and all w d^2
-    # to M2, so that all of this is no more than n (2 e std + e^2) (Cauchy and Schwarz).
-    merged = 4 * lost * (np.sqrt(m2 / n) + lost)
+    k, lost = precision(t, n), roundings(t, n, mean, far)
     risky = _beyond(t, _most(x, axes), far)
-    return [(mean, _bounded(mean, t.k * far + lost, risky)), (var, _bounded(var, t.k * np.abs(var) + merged * share, risky))]
+    return [(mean, _bounded(mean, k * far + lost, risky)), (var, _bounded(var, k * np.abs(var) + merges(lost, m2 / n) * share, risky))]
 
 
 def assert_within(found, wanted):

@@ -5,7 +5,7 @@ import pytest
 from helpers import ARRANGEMENTS, WRITABLE, arguments, assert_all, assert_close, assert_same_bits, expected, normal, run
 
 import cpunorm as cn
-from cpunorm import call, dispatch, ops, plan
+from cpunorm import call, dispatch, ops, plan, samples
 from cpunorm.machine import Caches
 
 SHAPE = (3, 4, 6, 5)
@@ -83,6 +83,42 @@ def test_parameters_with_gaps(arrangement, x, dtype, training, backend):
     wanted = run(x, plain, training=training, backend=backend)
     y = cn.batch_norm(x, **mine, training=training, backend=backend)
     assert_all(assert_same_bits, (y, mine["running_mean"], mine["running_var"]), (wanted[0], *wanted[3:]))
+
+
+def strided(shape, strides, offset=0, dtype="f4"):
+    """An array of these bytes, in memory that begins on a line."""
+    memory = np.zeros(1000, np.uint8)
+    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64 + offset, strides)
+
+
+@pytest.mark.parametrize(
+    ("array", "strides"),
+    [
+        (strided((4, 6), (24, 4)), (6, 1)),
+        (strided((4, 6), (-24, 4), 96), (-6, 1)),
+        (strided((4, 6), (24, 4), 2), None),
+        (strided((4, 6), (26, 4)), None),
+        (strided((4, 6), (24, 5)), None),
+        (strided((4, 6), (24, 4), dtype=np.dtype("f4").newbyteorder()), None),
+        (strided((1, 6), (5, 4)), (1, 1)),
+    ],
+    ids=["packed", "backwards", "an odd address", "odd rows", "odd elements", "byte-swapped", "one odd row"],
+)
+def test_what_kernels_read_in_place(array, strides):
+    assert dispatch.element_strides(array) == strides
+
+
+def test_an_odd_stride_of_one_row_is_not_used(backend):
+    x = strided((1, 3, 4), (5, 16, 4))
+    x[...] = np.arange(12).reshape(x.shape)
+    out = strided((1, 3, 4), (7, 16, 4))
+    cn.layer_norm(x, 4, out=out, backend=backend)
+    assert_same_bits(out, cn.layer_norm(x.copy(), 4, backend=backend))
+
+
+def test_elements_are_aligned_to_their_size(any_dtype):
+    """So that an aligned array's strides are whole elements."""
+    assert samples.dtype_of(any_dtype).alignment == samples.dtype_of(any_dtype).itemsize
 
 
 @pytest.mark.parametrize("operand", ["x", "out", "residual"])

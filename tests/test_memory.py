@@ -95,6 +95,62 @@ print("done")
 """
 
 
+# With a little more memory each time, from none to enough: whichever allocation it is that fails, nothing was written before it.
+LITTLE_BY_LITTLE = """
+import resource
+from pathlib import Path
+BIG = 1 << 19  # channels, samples or rows: 2 MB of float32 each, so that whatever is of their number is seen
+STEP = 1 << (22 if BACKEND == "numpy" else 20)
+rng = np.random.default_rng(0)
+planes = rng.normal(size=(2, BIG, 2)).astype(np.float32)
+rows = rng.normal(size=(BIG // 2, 4)).astype(">f4")
+narrow = planes.astype(np.float16)
+
+def running(dtype):
+    return np.zeros(BIG, dtype), np.ones(BIG, dtype)
+
+def of_planes(function, x, **options):
+    return lambda out, *running: function(x, *running, out=out, backend=BACKEND, threads=1, **options)
+
+jobs = {  # (what is called with out and running statistics, these)
+    "batch_norm": (of_planes(cn.batch_norm, planes, training=True, return_stats=True), planes, running(np.float32)),
+    "batch_norm of 16 bits": (of_planes(cn.batch_norm, narrow, training=True), narrow, running(np.float16)),
+    "instance_norm": (of_planes(cn.instance_norm, planes), planes, running(np.float32)),
+    "the sum of byte-swapped rows": (
+        lambda out: cn.layer_norm(rows, 4, residual=rows, return_sum=True, out=out, backend=BACKEND, threads=1), rows, ()),
+    "gradients of 16 bits": (
+        lambda out, mean, rstd: cn.batch_norm_backward(
+            narrow, narrow, mean, rstd, np.ones(BIG, np.float16), out=out, backend=BACKEND, threads=1), narrow, running(np.float32)),
+}
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+for name, (job, x, others) in jobs.items():
+    outs = np.full_like(x, 7), *others
+    job(*(value.copy() for value in outs))  # compiled, prepared
+    before = [value.copy() for value in outs]
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    failed = 0
+    while True:
+        resource.setrlimit(resource.RLIMIT_AS, (size + failed * STEP, hard))
+        try:
+            job(*outs)
+            break
+        except MemoryError:
+            failed += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        assert all(np.array_equal(value, old) for value, old in zip(outs, before)), f"{name}: written, then no memory"
+    assert failed > 3, (name, failed)
+    assert not np.array_equal(outs[0], before[0])
+print("done")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the size in /proc")
+@pytest.mark.parametrize("backend", ["c", *(pytest.param(name, marks=pytest.mark.slow) for name in ("numba", "numpy"))], indirect=True)
+def test_nothing_is_written_before_memory_is_there(run, backend):
+    assert run(f"BACKEND = {backend!r}\n" + LITTLE_BY_LITTLE, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536") == "done"
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the size in /proc")
 @pytest.mark.parametrize("compiled", ["c", pytest.param("numba", marks=pytest.mark.slow)], indirect=True)  # what allocates is Python
 def test_out_of_memory(run, compiled):

@@ -1,6 +1,6 @@
 """Zeros keep their sign where PyTorch's do: a product keeps it, a sum with +0.0 does not.
 
-RMS norm is none of these: PyTorch multiplies only, we add a bias of +0.0, and the sign goes.
+Group norm with neither weight nor bias is none of these: there PyTorch multiplies only, and with a weight it adds +0.0; we always do.
 """
 
 import numpy as np
@@ -28,6 +28,20 @@ def affine(bias, activation=None):
     return ours, theirs
 
 
+def rows(name, **parameters):
+    """RMS or layer norm over rows of 67, in ours and PyTorch's."""
+
+    def theirs(torch):
+        tensors = {key: torch.from_numpy(value) for key, value in parameters.items()}
+        return lambda x: getattr(torch.nn.functional, name)(x, (67,), eps=1e-5, **tensors)
+
+    def ours(x, **options):
+        kept = samples.statistics_dtype(x.dtype.name)
+        return getattr(cn, name)(x, 67, eps=1e-5, **{key: value.astype(kept) for key, value in parameters.items()}, **options)
+
+    return ours, theirs
+
+
 CALLS = {  # ours, PyTorch's, whether -0.0 stays one
     **{
         f"normalize, dim {dim}": (
@@ -44,6 +58,8 @@ CALLS = {  # ours, PyTorch's, whether -0.0 stays one
     ),
     "a bias of -0.0": (*affine(NEGATIVE), True),
     "a bias of 0.0": (*affine(MEAN), False),
+    "RMS norm": (*rows("rms_norm"), True),
+    "RMS norm, a weight": (*rows("rms_norm", weight=np.full(67, 2, np.float32)), True),
     **{f"a bias of -0.0, {name}": (*affine(NEGATIVE, name), True) for name in ("relu", "relu6", "silu", "hardswish")},
 }
 
@@ -68,6 +84,21 @@ def test_signs_of_zeros(name, others, any_dtype, backend):
     assert np.array_equal(np.signbit(y[zero]), np.signbit(x[zero]) & kept)
 
 
+LAYER_NORMS = {  # of rows whose mean is 0 only where they are zeros
+    "no bias": (*rows("layer_norm"), False),
+    "a bias of -0.0": (*rows("layer_norm", bias=np.full(67, -0.0, np.float32)), True),
+}
+
+
+@pytest.mark.parametrize("name", LAYER_NORMS)
+def test_layer_norm_of_zeros(name, any_dtype, backend):
+    x = zeros(any_dtype, False)
+    ours, _, kept = LAYER_NORMS[name]
+    y = ours(x, backend=backend)
+    assert (y == 0).all()
+    assert np.array_equal(np.signbit(y), np.signbit(x) & kept)
+
+
 @pytest.mark.peer
 @pytest.mark.parametrize("name", CALLS)
 def test_signs_of_zeros_are_pytorchs(name):
@@ -75,3 +106,12 @@ def test_signs_of_zeros_are_pytorchs(name):
     x = zeros("float32", True)
     y = CALLS[name][1](torch)(torch.from_numpy(x)).numpy()
     assert np.array_equal(np.signbit(y[x == 0]), np.signbit(x[x == 0]) & CALLS[name][2])
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", LAYER_NORMS)
+def test_layer_norm_of_zeros_is_pytorchs(name):
+    torch = pytest.importorskip("torch")
+    x = zeros("float32", False)
+    y = LAYER_NORMS[name][1](torch)(torch.from_numpy(x)).numpy()
+    assert np.array_equal(np.signbit(y), np.signbit(x) & LAYER_NORMS[name][2])

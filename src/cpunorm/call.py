@@ -208,7 +208,7 @@ def normalize(
     if not (return_stats or return_sum):
         return y
     if total is not None and not x.dtype.isnative:
-        total = total.astype(x.dtype)
+        total = total.byteswap(inplace=True).view(x.dtype)  # no memory: results are written by now
     return tuple(value for value in (y, mean, rstd, total) if value is not None)
 
 
@@ -268,11 +268,11 @@ def gradient(
     if mean is not None:
         mean = np.ascontiguousarray(mean, dtype)
         parts.append(np.empty(prepared.parameters, dtype))
+    wanted = parts if weight is None or weight.dtype == dtype else [np.empty_like(part, weight.dtype.newbyteorder("=")) for part in parts]
     prepared.run(grad, x, y, None, weight, None, None, None, mean, rstd, *parts)
-    if weight is not None and weight.dtype != dtype:
-        with np.errstate(all="ignore"):
-            parts = [part.astype(weight.dtype.newbyteorder("="), copy=False) for part in parts]
-    return (y, *parts)
+    if wanted is not parts:
+        write(tuple(parts), *wanted)
+    return (y, *wanted)
 
 
 def write(results: tuple[Array, ...], *targets: Array | None) -> None:

@@ -263,10 +263,18 @@ def _prepare_group_norm(request: Request, groups: int, eps: float, layout: str, 
         """The units' statistics are in the tables; a running one takes their mean over the samples."""
 
         def updating(x: Array, r: Any, y: Array, t: Any, w: Any, b: Any, running_mean: Any, running_var: Any, *rest: Any) -> Array:
-            tables = run(x, r, y, t, w, b, None, None, *rest)
-            count, mean, m2 = statistics_of(run, tables).reshape(3, -1, channels)
+            new = np.empty((2, channels))  # all memory that it takes, before anything is written
             with np.errstate(all="ignore"):
-                reference.update_running(running_mean, running_var, mean.mean(axis=0), (m2 / (count - 1)).mean(axis=0), momentum)
+                old = np.array((running_mean, running_var), np.float64)
+                old *= 1 - momentum
+                tables = run(x, r, y, t, w, b, None, None, *rest)
+                count, mean, m2 = statistics_of(run, tables).reshape(3, -1, channels)
+                mean.mean(axis=0, out=new[0])
+                m2.mean(axis=0, out=new[1])
+                new[1] /= count[0, 0] - 1  # a plane has as many values as any other
+                new *= momentum
+                new += old
+                running_mean[...], running_var[...] = new
             return cast(Array, tables)
 
         return updating

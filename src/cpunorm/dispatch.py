@@ -37,7 +37,7 @@ class Runner:
         self.scratch = plan.scratch
         self.room = 8 * plan.scratch  # bytes that a call allocates
         kind = np.float64 if dtype == "float64" else np.float32
-        self._filled = (np.ones(plan.affine, kind), np.zeros(plan.affine, kind)) if plan.affine else ()
+        self._filled = (np.ones(plan.affine, kind), np.full(plan.affine, plan.bias, kind)) if plan.affine else ()
         self._weight, self._bias = (id(array) for array in self._filled) if plan.affine else (0, 0)
 
     def __call__(
@@ -103,8 +103,11 @@ def packed_like(shape: Sequence[int], order: Sequence[int], dtype: np.dtype[Any]
 
 
 def element_strides(x: Array) -> tuple[int, ...] | None:
-    """Strides in elements; None for data that kernels cannot read in place (byte-swapped, unaligned)."""
-    if not x.dtype.isnative or not x.flags.aligned or any(stride % x.itemsize for stride in x.strides):
+    """Strides in elements; None for data that kernels cannot read in place: byte-swapped, or not aligned, its strides included.
+
+    (Of an axis of one value any stride is; what it is rounded to here is not used.)
+    """
+    if not x.dtype.isnative or not x.flags.aligned:
         return None
     return tuple(stride // x.itemsize for stride in x.strides)
 

@@ -182,7 +182,7 @@ class Prepared:
 
     def _out_strides(self, out: Array) -> tuple[int, int] | None:
         """From one picture of `out` to the next and from plane to plane, in elements; None where kernels cannot write it as it is."""
-        if not out.flags.aligned or any(stride % out.itemsize for stride in out.strides):
+        if not out.flags.aligned:
             return None
         inner = 2 if self._options.output_layout == "NCHW" else 1
         packed = out.itemsize

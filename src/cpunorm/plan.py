@@ -75,7 +75,7 @@ class Phase:
 @dataclass(frozen=True)
 class Plan:
     """All that a backend needs besides addresses. `scratch` is in float64 values; `tables` are offsets that the caller reads; `affine` is
-    the number of weights and of biases that the kernels read even where the caller has none: 1 and 0 then.
+    the number of weights and of biases that the kernels read even where the caller has none: 1 and `bias` then.
     """
 
     phases: tuple[Phase, ...]
@@ -83,6 +83,7 @@ class Plan:
     threads: int
     tables: dict[str, int] = field(default_factory=dict)
     affine: int = 0
+    bias: float = 0.0
 
     def link(self, address: Callable[[str], int]) -> Program:
         """The plan with a backend's kernels in it."""

@@ -93,7 +93,8 @@ def layer_norm(view: View, data: Data, resources: Resources, *, eps: float, cent
     reduction = reduce("moments_runs", view, data, scratch, centred=centred)
     merge, where = merge_entries("fold_moments", reduction, scratch)
     folds = (*merge, Step("fold_statistics", {"items": rows, "groups": rows, "eps": eps, **coefficients, **where}))
-    return replace(scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches), affine=view.last)
+    made = scheduled(view, data, reduction, folds, affine, scratch, threads, resources.caches)
+    return replace(made, affine=view.last, bias=0.0 if centred else -0.0)  # PyTorch's RMS norm adds none, and zeros keep their sign
 
 
 def normalize(view: View, data: Data, resources: Resources, *, eps: float) -> Plan:

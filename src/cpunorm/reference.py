@@ -93,9 +93,11 @@ def affine(
 
 def update_running(running_mean: Array, running_var: Array, mean: Array, unbiased: Array, momentum: float) -> None:
     """running = (1 - momentum) * running + momentum * new; in place, one rounding."""
+    pairs = ((running_mean, mean), (running_var, unbiased))
     with np.errstate(all="ignore"):
-        for running, new in ((running_mean, mean), (running_var, unbiased)):
-            running[...] = wide(running) * (1 - momentum) + new.reshape(running.shape) * momentum
+        values = [wide(running) * (1 - momentum) + new.reshape(running.shape) * momentum for running, new in pairs]
+        for (running, _), value in zip(pairs, values, strict=True):  # both are there before one is written
+            running[...] = value
 
 
 def batch_norm(
@@ -192,7 +194,8 @@ def layer_norm(
             variance = np.square(h).mean(axis=axes, keepdims=True)
         mean = np.zeros_like(variance)
     rstd = rstd_of(variance, eps)
-    y = affine(h, mean, rstd, 1.0 if weight is None else wide(weight), 0.0 if bias is None else wide(bias), None, activation)
+    shift = (0.0 if centred else -0.0) if bias is None else wide(bias)  # RMS norm adds none, and zeros keep their sign
+    y = affine(h, mean, rstd, 1.0 if weight is None else wide(weight), shift, None, activation)
     return y, mean, rstd, h
 
 

@@ -196,7 +196,8 @@ def fold_norm_gradients(step, buffers, lo, hi):
 @inline
 def write_forward(s, buffers, outer, c, n, mean, rstd):
     """Of `n` channels, at most TILE, from c on: center = mean rounded to T, scale = rstd * weight, shift = bias - (mean - center) * scale:
-    what rounding the mean lost comes back.
+    what rounding the mean lost comes back. A row's bias is added later, and may be what keeps the sign of zeros: its shift is -0.0 until
+    then.
     """
     table = coefficients(s, buffers)
     first = outer * s.coefficient_outer + c
@@ -216,7 +217,7 @@ def write_forward(s, buffers, outer, c, n, mean, rstd):
             wide_shift[q] = bias[q]
     else:
         for q in range(n):
-            wide_shift[q] = 0.0
+            wide_shift[q] = 0.0 if s.weighted else -0.0
     center = view(table, first, n)
     for q in range(n):
         center[q] = mean[q]
