@@ -92,3 +92,14 @@ def _settings_put_back():
     before = cpunorm_settings._process
     yield
     cpunorm_settings._process = before
+
+
+@pytest.fixture
+def one_torch_thread():
+    """PyTorch on one thread, its random numbers from a seed."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)

@@ -1,5 +1,7 @@
 """Networks of the structure that people use, with random weights: a ResNet-50, a ViT-B encoder, a block of Stable Diffusion's UNet."""
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -171,11 +173,11 @@ def unet_block(side=64, batch=2):
 MODELS = {"ResNet-50": resnet50, "ViT-B": vit_b, "SD UNet block": unet_block}
 
 
-def train(model, inputs, steps, rate=1e-3):
-    """SGD with momentum towards fixed random targets; the losses and the last output."""
+def steps(model, inputs, rate=1e-3):
+    """SGD with momentum towards fixed random targets, for ever: the loss and the output of each step."""
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
-    target, losses = None, []
-    for _ in range(steps):
+    target = None
+    while True:
         y = model(*inputs)
         if target is None:
             target = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(y)
@@ -183,5 +185,10 @@ def train(model, inputs, steps, rate=1e-3):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    return losses, y.detach()
+        yield loss.item(), y.detach()
+
+
+def train(model, inputs, count, rate=1e-3):
+    """The losses of so many steps, and the last output."""
+    losses, outputs = zip(*itertools.islice(steps(model, inputs, rate), count), strict=True)
+    return list(losses), outputs[-1]

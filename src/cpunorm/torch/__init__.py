@@ -18,6 +18,7 @@ except ImportError as problem:
     ) from problem
 
 from cpunorm.torch.convert import convert, revert
+from cpunorm.torch.folding import fold_batch_norm
 from cpunorm.torch.functional import (
     batch_norm,
     group_norm,
@@ -49,6 +50,7 @@ from cpunorm.torch.modules import (
     LocalResponseNorm,
     RMSNorm,
 )
+from cpunorm.torch.preprocessing import Preprocessor, preprocess
 from cpunorm.torch.sync import SyncBatchNorm
 
 __all__ = [
@@ -61,11 +63,13 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "LocalResponseNorm",
+    "Preprocessor",
     "RMSNorm",
     "SyncBatchNorm",
     "batch_norm",
     "batch_norm_backward",
     "convert",
+    "fold_batch_norm",
     "group_norm",
     "group_norm_backward",
     "instance_norm",
@@ -77,6 +81,7 @@ __all__ = [
     "mean_var",
     "normalize",
     "normalize_backward",
+    "preprocess",
     "revert",
     "rms_norm",
     "rms_norm_backward",

@@ -71,7 +71,7 @@ def _preferred() -> str:
 
 # Found here once: an attribute of a module as large as torch is a search in memory, in the middle of a network.
 _is_compiling, _is_tracing, _is_grad_enabled = torch.compiler.is_compiling, torch._C._is_tracing, torch.is_grad_enabled
-_modes = torch._C._len_torch_dispatch_stack
+_modes, _increment_version = torch._C._len_torch_dispatch_stack, torch.autograd.graph.increment_version
 
 
 def eager(x: Any) -> bool:
@@ -140,6 +140,19 @@ def refuse_out(call: str, out: Tensor | None, *tensors: Tensor | None) -> None:
     """As PyTorch."""
     if out is not None and differentiates(*tensors, out):
         raise RuntimeError(f"{call}: out= does not support automatic differentiation, but one of the arguments requires grad")
+
+
+def refuse_grad(call: str, *tensors: Tensor | None) -> None:
+    """Of a call without a derivative."""
+    if differentiates(*tensors):
+        check.fail(RuntimeError, call, "has no derivative of its own, but one of the arguments requires grad; pass .detach()")
+
+
+def tracked(*changed: Tensor | None) -> None:
+    """Tell autograd that these have changed."""
+    for value in changed:
+        if value is not None and not value.is_inference():
+            _increment_version(value)
 
 
 def in_order(x: Tensor) -> Tensor:

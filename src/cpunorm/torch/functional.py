@@ -14,6 +14,7 @@ What differs from the functions on arrays:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ from torch import Tensor
 from cpunorm import check
 from cpunorm.layout import CHANNELS_FIRST
 from cpunorm.torch import norms, operators, plain
-from cpunorm.torch.arrays import CLIPS, activate, differentiates, eager, refuse_out, split
-from cpunorm.torch.norms import BY_ROW, Norm, checked_sum, tracked
+from cpunorm.torch.arrays import CLIPS, activate, differentiates, eager, refuse_out, split, tracked
+from cpunorm.torch.norms import BY_ROW, Norm, checked_sum, sizes
 
 _OPS = torch.ops.cpunorm
 assert operators.OPERATORS
@@ -48,17 +49,8 @@ def batch_norm(
     threads: int | None = None,
 ) -> Any:
     """`cpunorm.batch_norm` of tensors; in training running statistics are changed in place."""
-    given, running = (x, residual, weight, bias), (running_mean, running_var)
-    if eager(x):
-        norm = norms.batch_norm(training, momentum, eps, layout, activation, backend, threads)
-        results = _run(norm, out, return_stats, False, given, running)
-        if training:
-            tracked(*running)
-        return results
-    check.running("batch_norm", *running, needed=not training)
-    fused, after = split("batch_norm", activation, *given)
-    results = _OPS.batch_norm(*given, *((None, None) if training else running), training, eps, layout, fused, backend, threads)
-    return _recorded("batch_norm", results, out, after, return_stats, False, given, running if training else (None, None), momentum)
+    given, running, rest = (x, residual, weight, bias), (running_mean, running_var), (eps, layout, activation, backend, threads)
+    return _tracking("batch_norm", norms.batch_norm, training, momentum, rest, out, return_stats, given, running)
 
 
 def instance_norm(
@@ -80,18 +72,8 @@ def instance_norm(
     threads: int | None = None,
 ) -> Any:
     """`cpunorm.instance_norm` of tensors; with `use_input_stats` running statistics are changed in place."""
-    given, running = (x, residual, weight, bias), (running_mean, running_var)
-    if eager(x):
-        norm = norms.instance_norm(use_input_stats, momentum, eps, layout, activation, backend, threads)
-        results = _run(norm, out, return_stats, False, given, running)
-        if use_input_stats:
-            tracked(*running)
-        return results
-    check.running("instance_norm", *running, needed=not use_input_stats)
-    own = use_input_stats
-    fused, after = split("instance_norm", activation, *given)
-    results = _OPS.instance_norm(*given, *((None, None) if own else running), own, eps, layout, fused, backend, threads)
-    return _recorded("instance_norm", results, out, after, return_stats, False, given, running if own else (None, None), momentum)
+    given, running, rest = (x, residual, weight, bias), (running_mean, running_var), (eps, layout, activation, backend, threads)
+    return _tracking("instance_norm", norms.instance_norm, use_input_stats, momentum, rest, out, return_stats, given, running)
 
 
 def group_norm(
@@ -134,14 +116,8 @@ def layer_norm(
     threads: int | None = None,
 ) -> Any:
     """`cpunorm.layer_norm` of tensors; the result is contiguous."""
-    given = (x, residual, weight, bias)
-    checked_sum("layer_norm", residual, return_sum)
-    if eager(x):
-        norm = norms.row_norm("layer_norm", _shape(normalized_shape), eps, activation, backend, threads)
-        return _run(norm, out, return_stats, return_sum, given)
-    fused, after = split("layer_norm", activation, *given)
-    results = _OPS.layer_norm(*given, _sizes(normalized_shape), eps, fused, backend, threads)
-    return _recorded("layer_norm", results, out, after, return_stats, return_sum, given)
+    rest = (sizes(normalized_shape), eps, activation, backend, threads)
+    return _by_row("layer_norm", rest, out, return_stats, return_sum, (x, residual, weight, bias))
 
 
 def rms_norm(
@@ -159,14 +135,8 @@ def rms_norm(
     threads: int | None = None,
 ) -> Any:
     """`cpunorm.rms_norm` of tensors; the result is contiguous."""
-    given = (x, residual, weight, None)
-    checked_sum("rms_norm", residual, return_sum)
-    if eager(x):
-        norm = norms.row_norm("rms_norm", _shape(normalized_shape), eps, activation, backend, threads)
-        return _run(norm, out, return_stats, return_sum, given)
-    fused, after = split("rms_norm", activation, *given)
-    results = _OPS.rms_norm(*given[:3], _sizes(normalized_shape), eps, fused, backend, threads)
-    return _recorded("rms_norm", results, out, after, return_stats, return_sum, given)
+    rest = (sizes(normalized_shape), eps, activation, backend, threads)
+    return _by_row("rms_norm", rest, out, return_stats, return_sum, (x, residual, weight, None))
 
 
 def local_response_norm(
@@ -196,7 +166,7 @@ def normalize(
     threads: int | None = None,
 ) -> Tensor:
     """`cpunorm.normalize` of tensors."""
-    return _plain("normalize", x, out, p, dim if isinstance(dim, (list, tuple)) else (dim,), eps, backend, threads)
+    return _plain("normalize", x, out, p, sizes(dim), eps, backend, threads)
 
 
 def mean_var(
@@ -209,7 +179,7 @@ def mean_var(
     threads: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`cpunorm.mean_var` of a tensor: two of float64."""
-    axes = tuple(range(x.ndim)) if axis is None else tuple(axis) if isinstance(axis, (list, tuple)) else (axis,)
+    axes = tuple(range(x.ndim)) if axis is None else sizes(axis)
     given = (x, axes, ddof, keepdims, backend, threads)
     if not eager(x):
         return _OPS.mean_var(*given)  # type: ignore[no-any-return]
@@ -219,14 +189,47 @@ def mean_var(
 # ---------------------------------------------------------------- what they share
 
 
-def _run(
-    norm: Norm,
+_Given = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # x, residual, weight, bias
+_Pair = tuple[Tensor | None, Tensor | None]  # running mean and variance
+_NONE: _Pair = (None, None)
+
+
+def _tracking(
+    name: str,
+    make: Callable[..., Norm],
+    own: bool,
+    momentum: float,
+    rest: tuple[Any, ...],
     out: Tensor | None,
     stats: bool,
-    total: bool,
-    given: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
-    running: tuple[Tensor | None, Tensor | None] = (None, None),
+    given: _Given,
+    running: _Pair,
 ) -> Any:
+    """Batch and instance norm: running statistics change where x's `own` normalize it."""
+    if eager(given[0]):
+        results = _run(make(own, momentum, *rest), out, stats, False, given, running)
+        if own:
+            tracked(*running)
+        return results
+    eps, layout, activation, *how = rest
+    check.running(name, *running, needed=not own)
+    fused, after = split(name, activation, *given)
+    results = getattr(_OPS, name)(*given, *(_NONE if own else running), own, eps, layout, fused, *how)
+    return _recorded(name, results, out, after, stats, False, given, running if own else _NONE, momentum)
+
+
+def _by_row(name: str, rest: tuple[Any, ...], out: Tensor | None, stats: bool, total: bool, given: _Given) -> Any:
+    """Layer and RMS norm."""
+    checked_sum(name, given[1], total)
+    if eager(given[0]):
+        return _run(norms.row_norm(name, *rest), out, stats, total, given)
+    shape, eps, activation, *how = rest
+    fused, after = split(name, activation, *given)
+    tensors = given if name == "layer_norm" else given[:3]
+    return _recorded(name, getattr(_OPS, name)(*tensors, shape, eps, fused, *how), out, after, stats, total, given)
+
+
+def _run(norm: Norm, out: Tensor | None, stats: bool, total: bool, given: _Given, running: _Pair = _NONE) -> Any:
     """At once: the kernel, or autograd's function of it."""
     x, residual, weight, bias = given
     if differentiates(*given):
@@ -239,7 +242,10 @@ def _run(
         if not (stats or total):
             return activate(after, results)
         return _results(activate(after, results[0]), *results[1:])
-    return _results(*norm.forward(x, residual, weight, bias, *running, out=out, stats=stats, total=total))
+    results = norm.forward(x, residual, weight, bias, *running, out=out, stats=stats, total=total)
+    if out is not None:
+        tracked(out)
+    return _results(*results)
 
 
 def _results(*values: Tensor | None) -> Any:
@@ -254,15 +260,15 @@ def _recorded(
     after: str | None,
     stats: bool,
     total: bool,
-    given: tuple[Tensor | None, ...],
-    running: tuple[Tensor | None, Tensor | None] = (None, None),
+    given: _Given,
+    running: _Pair = _NONE,
     momentum: float = 0.0,
 ) -> Any:
     """What an operator gave, as the function gives it."""
     y = activate(after, results[0])
     centred = name != "rms_norm"
-    x, running_mean, running_var = given[0], *running
-    if running_mean is not None and x is not None and x.numel():
+    running_mean, running_var = running
+    if running_mean is not None and given[0].numel():
         _OPS.update_running(running_mean, running_var, results[3].detach(), results[4].detach(), momentum)
     if out is not None:
         refuse_out(name, out, *given)
@@ -279,14 +285,6 @@ def _plain(name: str, x: Tensor, out: Tensor | None, *given: Any) -> Tensor:
         refuse_out(name, out, x)
         return plain.Differentiable.apply(name, x, *given)  # type: ignore[no-any-return]
     return plain.forward(name, x, *given, out=out)
-
-
-def _shape(normalized_shape: Any) -> Any:
-    return tuple(normalized_shape) if isinstance(normalized_shape, list) else normalized_shape
-
-
-def _sizes(normalized_shape: Any) -> list[int]:
-    return list(normalized_shape) if isinstance(normalized_shape, (list, tuple)) else [normalized_shape]
 
 
 def _into(name: str, out: Tensor, y: Tensor) -> Tensor:

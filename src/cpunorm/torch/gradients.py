@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpunorm import check
 from cpunorm.layout import CHANNELS_FIRST
 from cpunorm.torch import norms, plain
-from cpunorm.torch.arrays import differentiates, eager
+from cpunorm.torch.arrays import eager, refuse_grad, tracked
 
 
 def batch_norm_backward(
@@ -77,7 +76,7 @@ def layer_norm_backward(
     threads: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`cpunorm.layer_norm_backward` of tensors."""
-    return _gradient("layer_norm", grad, x, mean, rstd, weight, _shape(normalized_shape), out, backend, threads)
+    return _gradient("layer_norm", grad, x, mean, rstd, weight, (norms.sizes(normalized_shape),), out, backend, threads)
 
 
 def rms_norm_backward(
@@ -92,7 +91,7 @@ def rms_norm_backward(
     threads: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`cpunorm.rms_norm_backward` of tensors."""
-    return _gradient("rms_norm", grad, x, None, rstd, weight, _shape(normalized_shape), out, backend, threads)
+    return _gradient("rms_norm", grad, x, None, rstd, weight, (norms.sizes(normalized_shape),), out, backend, threads)
 
 
 def local_response_norm_backward(
@@ -124,7 +123,7 @@ def normalize_backward(
     threads: int | None = None,
 ) -> Tensor:
     """`cpunorm.normalize_backward` of tensors."""
-    return _plain("normalize", grad, x, out, p, dim if isinstance(dim, (list, tuple)) else (dim,), eps, backend, threads)
+    return _plain("normalize", grad, x, out, p, norms.sizes(dim), eps, backend, threads)
 
 
 def _gradient(
@@ -140,28 +139,21 @@ def _gradient(
     threads: int | None,
 ) -> Any:
     call = f"{name}_backward"
-    _refuse(call, grad, x, mean, rstd, weight, out)
+    refuse_grad(call, grad, x, mean, rstd, weight, out)
     if not eager(grad):
         stats = (rstd,) if mean is None else (mean, rstd)
         grad_x, *parts = getattr(torch.ops.cpunorm, call)(grad, x, *stats, weight, *options, backend, threads)
         return grad_x if out is None else out.copy_(grad_x), *parts
     grad_x, *parts = norms.rule(name, *options, backend, threads).backward(grad, x, mean, rstd, weight, out)
+    if out is not None:
+        tracked(out)
     return grad_x, *(part for part in parts if part is not None)
 
 
 def _plain(name: str, grad: Tensor, x: Tensor, out: Tensor | None, *given: Any) -> Tensor:
     call = f"{name}_backward"
-    _refuse(call, grad, x, out)
+    refuse_grad(call, grad, x, out)
     if eager(grad):
         return plain.backward(name, grad, x, *given, out=out)
     grad_x = getattr(torch.ops.cpunorm, call)(grad, x, *given)
     return grad_x if out is None else out.copy_(grad_x)
-
-
-def _refuse(call: str, *tensors: Tensor | None) -> None:
-    if differentiates(*tensors):
-        check.fail(RuntimeError, call, "has no derivative of its own, but one of the arguments requires grad; pass .detach()")
-
-
-def _shape(normalized_shape: Any) -> tuple[Any, ...]:
-    return (tuple(normalized_shape) if isinstance(normalized_shape, (list, tuple)) else (normalized_shape,),)

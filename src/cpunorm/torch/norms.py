@@ -15,7 +15,6 @@ from cpunorm.torch.arrays import alike, array, backend, in_order, tensor, throug
 
 BY_ROW = ("layer_norm", "rms_norm")  # residual before the statistics, result in the axes' own order
 _BATCH = ("batch_norm", "instance_norm")
-_increment_version = torch.autograd.graph.increment_version
 Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -160,7 +159,7 @@ def rule(name: str, *given: Any) -> Norm:
     """The norm of which only the gradient is wanted: `given` are its options, backend and threads."""
     if name in BY_ROW:
         shape, *how = given
-        return row_norm(name, tuple(shape) if isinstance(shape, list) else shape, 1e-5, None, *how)
+        return row_norm(name, tuple(shape), 1e-5, None, *how)
     first, layout, *how = given
     if name == "group_norm":
         return group_norm(first, 1e-5, layout, None, *how)
@@ -218,11 +217,9 @@ class Differentiable(torch.autograd.Function):
         return None, None, None, None, grad_x, grad_residual, grad_weight if weighted else None, grad_bias if biased else None
 
 
-def tracked(*running: Tensor | None) -> None:
-    """Tell autograd that running statistics have changed."""
-    for value in running:
-        if value is not None and not value.is_inference():
-            _increment_version(value)
+def sizes(given: int | list[int] | tuple[int, ...]) -> tuple[Any, ...]:
+    """A normalized_shape or a dim, of which there may be one."""
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
 
 def checked_sum(call: str, residual: Tensor | None, return_sum: bool) -> None:

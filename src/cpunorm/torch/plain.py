@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cpunorm import functional
-from cpunorm.torch.arrays import alike, array, backend, once
+from cpunorm.torch.arrays import alike, array, backend, once, tracked
 
 
 def forward(name: str, x: Tensor, *given: Any, out: Tensor | None = None) -> Tensor:
@@ -17,6 +17,8 @@ def forward(name: str, x: Tensor, *given: Any, out: Tensor | None = None) -> Ten
     y = torch.empty_like(x) if out is None else out
     options = _named(name, given)
     getattr(functional, name)(array(name, "x", x), out=array(name, "out", y), **options)
+    if out is not None:
+        tracked(out)
     return y
 
 
@@ -26,6 +28,8 @@ def backward(name: str, grad: Tensor, x: Tensor, *given: Any, out: Tensor | None
     grad_x = torch.empty_like(x) if out is None else out
     seen = array(call, "grad", alike(grad, x)), array(call, "x", x)
     getattr(functional, call)(*seen, out=array(call, "out", grad_x), **_named(name, given))
+    if out is not None:
+        tracked(out)
     return grad_x
 
 

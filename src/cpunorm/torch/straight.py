@@ -4,22 +4,25 @@ Between two layers of a network the caches hold a convolution's data, and every 
 by arrays (`norms.Norm`), 20 us in a loop, takes 250 to 350 there. This way makes no array, no view and no dictionary.
 
 `forward` and `backward` return None for what they do not take: data with gaps, parameters of another dtype, no C kernels, whatever is
-wrong. The call then goes by arrays, where it is copied or refused. Both ways run the same programs: the bits are the same.
+wrong. The call then goes by arrays, where it is copied or refused. Only what lies in another memory order is copied by PyTorch first. Both
+ways run the same programs: the bits are the same.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cpunorm import channels, check, rows, settings
 from cpunorm.call import Prepared, Request
 from cpunorm.dispatch import Runner
-from cpunorm.torch.arrays import PLAIN, array, backend, wide
+from cpunorm.torch.arrays import PLAIN, alike, array, backend, in_order, wide
 
 if TYPE_CHECKING:
     from cpunorm.torch.norms import Norm
@@ -62,20 +65,23 @@ def forward(
     """y, and mean, rstd and the sum as far as they are asked for."""
     if type(x) not in PLAIN or not x.is_cpu:
         return None
+    if norm.by_row:
+        x = in_order(x)
     given = residual is None, weight is None, bias is None, running_mean is None, running_var is None
     try:
         x_at = x.data_ptr()
         key = (norm, x.shape, x.stride(), x.dtype, given, settings.current())
         call = _calls[key]
     except KeyError:
-        call = _remember(key, _prepare(norm, x, residual, weight, bias, running_mean, running_var))
+        call = _remember(key, _prepare, norm, x, residual, weight, bias, running_mean, running_var)
     except RuntimeError:  # no memory or no strides of its own: another layout, a transform's tensor
         return None
     if call is None:
         return None
     data, residual_at, weight_at, bias_at, mean_at, var_at = x_at, 0, call.ones, call.zeros, 0, 0
     if residual is not None:
-        data |= (residual_at := _data(residual, x))
+        residual, residual_at = _data(residual, x)
+        data |= residual_at
     if weight is not None:
         weight_at = _parameter(weight, call)
     if bias is not None:
@@ -116,21 +122,24 @@ def backward(
     """grad_x, grad_weight and, but for RMS norm, grad_bias; with `in_place` grad_x is where `grad` was."""
     if type(x) not in PLAIN or not x.is_cpu:
         return None
+    if norm.by_row:
+        x = in_order(x)
     try:
         x_at = x.data_ptr()
         key = (norm, in_place, x.shape, x.stride(), x.dtype, weight is None, settings.current())
         call = _calls[key]
     except KeyError:
-        call = _remember(key, _prepare_gradient(norm, grad, x, mean, rstd, weight, in_place))
+        call = _remember(key, _prepare_gradient, norm, x, mean, rstd, weight, in_place)
     except RuntimeError:
         return None
     if call is None:
         return None
-    grad_at, rstd_at, mean_at = _data(grad, x), _statistic(rstd, call), 0
+    g, grad_at = _data(grad, x)
+    rstd_at, mean_at = _statistic(rstd, call), 0
     weight_at = 0 if weight is None else _parameter(weight, call)
     if mean is not None:
         mean_at = _statistic(mean, call)
-    if not x_at or (x_at | grad_at) & call.data_bits or (weight_at | mean_at | rstd_at) & call.kind_bits:
+    if not x_at or (x_at | grad_at) & call.data_bits or (weight_at | mean_at | rstd_at) & call.kind_bits or (in_place and g is not grad):
         return None
     grad_x = grad if in_place else torch.empty_like(x)
     grad_weight = x.new_empty(call.shape, dtype=call.kind)
@@ -157,11 +166,15 @@ def backward(
     return grad_x, grad_weight, grad_bias
 
 
-def _data(value: Tensor, x: Tensor) -> int:
-    """The address of what has to be as x; 1, which is none, if it is not."""
-    if type(value) in PLAIN and value.dtype is x.dtype and value.shape == x.shape and value.stride() == x.stride() and value.is_cpu:
-        return value.data_ptr()
-    return 1
+def _data(value: Tensor, x: Tensor) -> tuple[Tensor, int]:
+    """What has to be as x, copied by PyTorch where it lies in another order, and its address: 1, which is none, if it is not as x."""
+    if type(value) not in PLAIN or value.dtype is not x.dtype or value.shape != x.shape or not value.is_cpu:
+        return value, 1
+    if value.stride() != x.stride():
+        value = alike(value, x)
+        if value.stride() != x.stride() and not (value.is_contiguous() and x.is_contiguous()):  # (axes of length 1 have any)
+            return value, 1
+    return value, value.data_ptr()
 
 
 def _parameter(value: Tensor, call: Call) -> int:
@@ -186,40 +199,46 @@ def _run() -> Any:
 # ---------------------------------------------------------------- preparing
 
 
-def _remember(key: Any, call: Call | None) -> Call | None:
+def _remember(key: Any, prepare: Callable[..., Call | None], *given: Any) -> Call | None:
+    try:
+        call = prepare(*given)
+    except (TypeError, ValueError, ImportError):
+        return None  # to be refused
     if len(_calls) >= _MOST:
         _calls.clear()
     _calls[key] = call
     return call
 
 
+# What is prepared is the call of tensors as the kernels take them: what comes with this x once is not what comes the next time.
+
+
 def _prepare(norm: Norm, x: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> Call | None:
-    try:
-        name, seen, added = norm.name, array(norm.name, "x", x), array(norm.name, "residual", residual)
-        y = array(name, "y", torch.empty_like(x))
-        weight, bias, running_mean, running_var = (array(name, "a parameter", value) for value in parameters)
-        given = weight, bias, running_mean, running_var, None, None
-        request = Request(name, seen, added, seen, *given, y, False, norm.activation, backend(norm.backend), norm.threads)
-        prepared = _forward_of(norm, request)
-    except (TypeError, ValueError, ImportError):
-        return None  # to be refused
+    name, seen, y = norm.name, array(norm.name, "x", x), array(norm.name, "y", torch.empty_like(x))
+    added = None if residual is None else seen
+    weight, bias, running_mean, running_var = (_like(value, x) for value in parameters)
+    given = weight, bias, running_mean, running_var, None, None
+    request = Request(name, seen, added, seen, *given, y, False, norm.activation, backend(norm.backend), norm.threads)
+    prepared = _forward_of(norm, request)
     shape = next((tuple(value.shape) for value in parameters if value is not None), ())
     return _call(prepared, x, backend(norm.backend), shape, prepared.stats or ())
 
 
-def _prepare_gradient(
-    norm: Norm, grad: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, weight: Tensor | None, in_place: bool
-) -> Call | None:
-    try:
-        name = f"{norm.name}_backward"
-        g, v, w, m, r = (array(name, "an argument", value) for value in (grad, x, weight, mean, rstd))
-        out = g if in_place else array(name, "out", torch.empty_like(x))
-        given = w, None, None, None, m, r
-        request = Request(name, g, v, v, *given, out, in_place, None, backend(norm.backend), norm.threads)
-        prepared = _gradient_of(norm, request)
-    except (TypeError, ValueError, ImportError):
-        return None
+def _prepare_gradient(norm: Norm, x: Tensor, mean: Tensor | None, rstd: Tensor, weight: Tensor | None, in_place: bool) -> Call | None:
+    name = f"{norm.name}_backward"
+    seen, g, apart = (array(name, "x", value) for value in (x, torch.empty_like(x), torch.empty_like(x)))
+    w, m, r = (_like(value, x) for value in (weight, mean, rstd))
+    out = g if in_place else apart
+    request = Request(name, g, seen, seen, w, None, None, None, m, r, out, in_place, None, backend(norm.backend), norm.threads)
+    prepared = _gradient_of(norm, request)
     return _call(prepared, x, backend(norm.backend), prepared.parameters, tuple(rstd.shape))
+
+
+def _like(parameter: Tensor | None, x: Tensor) -> Any:
+    """An array of the parameter's shape as kernels read it beside x."""
+    if parameter is None:
+        return None
+    return np.ones(tuple(parameter.shape), np.float64 if wide(x.dtype) is torch.float64 else np.float32)
 
 
 def _call(prepared: Prepared, x: Tensor, name: str, shape: tuple[int, ...], stats: tuple[int, ...]) -> Call | None:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from cpunorm import check, functional, moments
 from cpunorm.stats import Moments
-from cpunorm.torch.arrays import CLIPS, activate, alike, array, backend, differentiates, once, tensor, through, wide
+from cpunorm.torch.arrays import CLIPS, activate, alike, array, backend, differentiates, once, tensor, through, tracked, wide
 from cpunorm.torch.modules import BatchNorm
-from cpunorm.torch.norms import tracked
 
 
 class _Elsewhere(torch.nn.modules.batchnorm._BatchNorm):
