@@ -54,8 +54,7 @@ def _bfloat16() -> np.dtype[Any]:
 def backend(asked: str | None) -> str:
     """Of a call that asked for `asked`: what was configured, or else C.
 
-    PyTorch computes on libgomp's threads, which spin for a while after a parallel region. The C kernels run on the same threads, Numba's on
-    TBB's beside them.
+    The C kernels run on PyTorch's own threads (libgomp's), take addresses of tensors (`cpunorm.torch.straight`), and import no Numba.
     """
     return asked or settings.resolve_backend(None) or _preferred()
 
