@@ -343,7 +343,7 @@ def test_preprocess_of_nothing_readable_or_interrupted(tmp_path, capsys, monkeyp
     target = tmp_path / "batch.npy"
     assert "none of 1 files" in refused(["preprocess", tmp_path, "-o", target], capsys)
     Image.fromarray(noise(5, 4, 0)).save(tmp_path / "b.png")
-    monkeypatch.setattr(loader, "load", lambda file: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(loader, "load", lambda file: signal.raise_signal(signal.SIGINT) or noise(5, 4, 0))
     assert "interrupted" in refused(["preprocess", tmp_path, "-o", target], capsys)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
 
