@@ -141,7 +141,8 @@ def test_gradcheck(name):
         def call(x, residual, *values, given=given, parameters=parameters, activation=activation):
             more = {"return_sum": True} if name in ROWS else {}
             named = dict(zip(parameters, values, strict=True))
-            return getattr(ct, name)(x, *given, **named, **options, **more, residual=residual, activation=activation)
+            found = getattr(ct, name)(x, *given, **named, **options, **more, residual=residual, activation=activation)
+            return (*found, found[0] * found[1]) if more else found  # each alone, and both in one
 
         assert torch.autograd.gradcheck(call, (x, residual, *parameters.values()))
 
@@ -230,6 +231,11 @@ def test_refused():
         ct.group_norm(x, 3)
     with pytest.raises(ValueError, match="activation"):
         ct.group_norm(x, 4, activation="gelu")
+    for wrong in ({"residual": x.double()}, {"residual": x[1:]}, {"weight": torch.ones(7)}, {"weight": torch.ones(8).int()}):
+        fitting = {"residual": x, "weight": torch.ones(8)}
+        ct.group_norm(x, 4, **{key: fitting[key] for key in wrong})  # what was prepared for this does not take the other
+        with pytest.raises((ValueError, TypeError), match=r"residual|weight"):
+            ct.group_norm(x, 4, **wrong)
     with pytest.raises(TypeError, match="float"):
         ct.layer_norm(torch.ones(2, 3, dtype=torch.int64), 3)
     with torch.autograd.forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):

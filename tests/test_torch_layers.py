@@ -32,6 +32,8 @@ def test_layers_are_pytorchs(name, arguments, options, shape):
     ours = getattr(ct, name)(*arguments, **options)
     ours.load_state_dict(theirs.state_dict())
     assert repr(ours) == repr(theirs)
+    assert type(ct.convert(theirs)) is type(ours)
+    assert type(ct.revert(ours)) is type(theirs)
     for mode in (True, True, False):
         x = torch.randn(shape)
         y, wanted = ours.train(mode)(x), theirs.train(mode)(x)
@@ -153,6 +155,25 @@ def test_sum_into_another_keeps_it():
     model, x = Case(added_in_place_to_another), torch.randn(SHAPE)
     ours = ct.convert(copy.deepcopy(model))
     assert torch.allclose(ours(x), model(x), atol=1e-5)
+
+
+class SharedSum(nn.Module):
+    """A sum that is used again before the activation of its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x, y):
+        h = x + y
+        z = self.norm(h)
+        twice = 2 * h
+        return torch.relu(z) + twice
+
+
+def test_sum_used_before_the_activation():
+    model, x = SharedSum(), torch.randn(SHAPE)
+    assert torch.allclose(ct.convert(model)(x, x + 1), model(x, x + 1), atol=1e-5)
 
 
 def flagged(self, x):
