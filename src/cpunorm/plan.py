@@ -19,7 +19,7 @@ from cpunorm.machine import Caches
 from cpunorm.program import ADDRESSES, Program
 
 PIECE_BYTES = 128 << 10  # of a unit in one item of a reduction of runs: small enough to share out, large beside its merge
-PIECE_ROWS = 128  # fewest rows that a partial sum of the gradients of weight and bias is of
+PIECE_ROWS = 128  # rows that a partial sum of the gradients of weight and bias is of, of so many that each core gets some
 ROWS_AT_ONCE, ROW_BYTES = 32, 128 << 10  # the most that go through all steps of a row's gradient together
 FEWEST, MOST = 16, 256  # pieces that a reduction of columns is cut into, if it is large: enough for many cores, and
 ENTRY_BYTES = 512 << 10  # no more, above the fewest, than leave so many bytes of entries, of 24 bytes a column each

@@ -214,8 +214,9 @@ def row_gradients(view: View, data: Data, resources: Resources) -> Plan:
     threads = threads_for(5 * view.size * data.itemsize, resources)
     length = max(1, min(ROWS_AT_ONCE, ROW_BYTES // (2 * n * data.itemsize)))  # rows of an item: in cache when they are read again
     items = -(-rows // length)
-    most = max(FEWEST // 2, ENTRY_BYTES // (16 * n))
-    each = max(-(-PIECE_ROWS // length), -(-items // most))  # items that add to the same partial sums
+    fewest = FEWEST // 2
+    most = max(fewest, ENTRY_BYTES // (16 * n))
+    each = max(min(-(-PIECE_ROWS // length), -(-items // fewest)), -(-items // most))  # items that add to the same partial sums
     pieces = -(-items // each)
     coefficients = coefficients_table(rows, 1, 1, 1, data, scratch)
     tables: dict[str, Value] = {"moments": scratch.take(2 * rows), "entries": rows, "partials": scratch.take(2 * pieces * n)}
