@@ -10,7 +10,7 @@ INCLUDED = [
     f"{name}.inc"
     for name in (
         *("types", "kernels", "tile", "counts", "folds", "windows", "pictures", "resize", "stages"),
-        *("elements", "moments", "sums", "affine"),
+        *("elements", "moments", "moments_columns", "sums", "affine", "affine_rows"),
     )
 ]
 

@@ -34,6 +34,25 @@ def test_mean_var(shape, axis, dtype, compiled):
         assert_all(assert_same_bits, cn.mean_var(x, axis, threads=threads, backend=compiled), first)
 
 
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("norm", [cn.layer_norm, cn.rms_norm])
+@pytest.mark.parametrize("values", [1, 3, 8, 49, 64, 511, 513, 5000])
+def test_a_row_alone(values, norm, residual, any_dtype, compiled):
+    """Short rows are reduced a vector's lanes of them at once: whatever the others are, and however many, each is as if it were alone."""
+    x = normal((21, values), any_dtype)
+    x[3] = 2.5  # constant: its sum of squares is 0
+    x[7, 0] = np.nan
+    x[8, -1] = np.inf
+    x[11] *= np.asarray(1e-4, x.dtype)
+    x[17, 0] = 250  # far from the others: its block is read again
+    other = normal((21, values), any_dtype) if residual else None
+    options = {"backend": compiled, "eps": 1e-30}
+    whole = norm(x, values, residual=other, **options)
+    for row in range(21):
+        alone = norm(x[row : row + 1], values, residual=None if other is None else other[row : row + 1], **options)
+        assert_same_bits(alone, whole[row : row + 1])
+
+
 @by_shape
 @by_layout
 def test_in_place(shape, layout, dtype, training, compiled):

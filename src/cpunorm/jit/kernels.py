@@ -21,20 +21,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cpunorm.jit import affine, counts, folds, moments, pictures, resize, stages, sums, windows
+from cpunorm.jit import affine, affine_rows, counts, folds, moments, moments_columns, pictures, resize, stages, sums, windows
 from cpunorm.jit.lowlevel import has_f16c
 
 OF_ELEMENTS: dict[str, Callable[..., None]] = {
     kernel.__name__: kernel
     for kernel in (
         moments.moments_runs,
-        moments.moments_columns,
+        moments_columns.moments_columns,
         sums.sums_runs,
         sums.sums_columns,
         sums.sums_rows,
         affine.affine_runs,
         affine.affine_columns,
-        affine.affine_rows,
+        affine_rows.affine_rows,
     )
 }
 KERNELS: dict[str, Callable[..., None]] = OF_ELEMENTS | {

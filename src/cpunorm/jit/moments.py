@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cpunorm.jit.lowlevel import as_computed, as_float64, finite, inline, inlined, offset, record, size_of, stack, summing, view
-from cpunorm.jit.tile import BLOCK, ROWS, SCRATCH, SECOND, STRIP, WIDE, rows_in_l1
+from cpunorm.jit.lowlevel import as_computed, as_float64, as_uint64, inline, inlined, offset, record, stack, summing, view
+from cpunorm.jit.tile import BLOCK, BRIEF, SCRATCH, SECOND, TINY, in_range, merged
 from cpunorm.jit.vectors import (
     GROUP,
+    REGISTER,
     add_to,
     lanes,
     last_lanes,
@@ -25,21 +26,18 @@ from cpunorm.jit.vectors import (
     load_group,
     load_some,
     prefetch_group,
+    splat,
     splat_group,
     store,
     store_some,
+    together,
+    totals,
 )
 from cpunorm.jit.vectors import total as total_of
 
-# A sum of squares in float32 below this may have lost some: 2^-150 a square below the normal numbers, so of 4096 no more than 1e-7 of it.
-TINY = 1e-34
 LAST = GROUP - 1
-
-
-@inline
-def in_range(squares):
-    """Whether no sum of squares in float32 was lost: to infinity or NaN, or below the normal numbers."""
-    return squares >= TINY and squares < np.inf
+MOST_LANES = REGISTER // 4  # of a vector
+ROOM = (2 * MOST_LANES + 3) * MOST_LANES  # vectors of sums and of squares, a unit each, and three with a lane each
 
 
 class Unit(NamedTuple):
@@ -115,7 +113,7 @@ def sum_block(u, start, count, shift, has_second):
         left -= n
         j = 0
         run += 1
-    return total_of(sums), total_of(squares)
+    return together(sums), together(squares)
 
 
 @summing
@@ -169,7 +167,9 @@ def block_moments(u, start, count, shift, centred, has_second, gathered):
     v = view(gathered, 0, count)
     again = centred
     while True:  # once or twice: written out, sum_block would be compiled for each
-        total, square = sum_block(u, start, count, shift, has_second)
+        sums, squares = sum_block(u, start, count, shift, has_second)
+        total = total_of(sums)
+        square = total_of(squares)
         off = np.float64(total) / n  # how far the mean is from the shift
         lost = np.float64(total) * off
         if not (again and lost + lost > np.float64(square) and np.float64(square) < np.inf):
@@ -187,13 +187,6 @@ def block_moments(u, start, count, shift, centred, has_second, gathered):
     return mean, m2
 
 
-@inline
-def merged(mu, other, share):
-    """Chan's mean: mu + (other - mu) * share, exact for equal means; an infinite one stays infinite instead of inf - inf."""
-    d = other - mu
-    return mu + d * share if finite(d) else mu + other
-
-
 @inlined
 def first_shift(u, start, end, has_second):
     """The first shift, near the mean: that of a vector of values, exact if they are equal."""
@@ -207,6 +200,93 @@ def first_shift(u, start, end, has_second):
     if j + lanes(x) <= u.last and start + lanes(x) <= end:
         first += total_of(values(x, r, 0, has_second) - first) / lanes(x)
     return first
+
+
+@inlined
+def moments_of_few(u, x, x_at, second_at, few, count, centred, has_second, room, mean, m2, gathered):
+    """Mean and M2 of up to a vector's lanes of units of one block each, at x[x_at[i]] and second[second_at[i]]. Their sums are their own;
+    totals and divisions, which take as long as 30 vectors, are of all at once, a unit a lane, by the same operations.
+    """
+    width = lanes(u.x)
+    sums = room
+    squares = offset(room, width * width)
+    shift_at = offset(squares, width * width)
+    total_at = offset(shift_at, width)
+    square_at = offset(total_at, width)
+    for i in range(width):
+        store(sums, i * width, splat(room, 0))
+        store(squares, i * width, splat(room, 0))
+    store(shift_at, 0, splat(room, 0))
+    shift = view(shift_at, 0, width)
+    if centred:  # first_shift of each
+        for i in range(few):
+            v = offset(x, np.int64(x_at[i]))
+            r = offset(u.second, np.int64(second_at[i]))
+            first = total_of(load_some(v, 0, 1, 0))
+            if has_second:
+                first += total_of(load_some(r, 0, 1, 0))
+            shift[i] = first
+            if width <= u.last:
+                store(sums, i * width, values(v, r, 0, has_second) - first)
+        store(shift_at, 0, load(shift_at, 0) + totals(sums) * (shift.dtype.type(1) / shift.dtype.type(width)))
+    for i in range(few):
+        v = offset(x, np.int64(x_at[i]))
+        r = offset(u.second, np.int64(second_at[i]))
+        a, b = sum_block(Unit(v, r, u.last, u.stride, u.second_stride, u.ahead, u.passed), 0, count, shift[i], has_second)
+        store(sums, i * width, a)
+        store(squares, i * width, b)
+    store(total_at, 0, totals(sums))
+    store(square_at, 0, totals(squares))
+    total = view(total_at, 0, width)
+    square = view(square_at, 0, width)
+    n = np.float64(count)
+    for i in range(width):
+        off = np.float64(total[i]) / n
+        lost = np.float64(total[i]) * off if centred else 0.0
+        mean[i] = np.float64(shift[i]) + off if centred else 0.0
+        rest = np.float64(square[i]) - lost
+        m2[i] = -1.0 if lost + lost > np.float64(square[i]) or not in_range(rest) else rest
+    for i in range(few):
+        if m2[i] == -1.0:
+            v = offset(x, np.int64(x_at[i]))
+            r = offset(u.second, np.int64(second_at[i]))
+            one = Unit(v, r, u.last, u.stride, u.second_stride, u.ahead, u.passed)
+            mean[i], m2[i] = block_moments(one, 0, count, shift[i], centred, has_second, gathered)
+
+
+@inline
+def brief_moments(s, buffers, lo, hi, u, gathered):
+    """Items that are units of one block each."""
+    middle = s.middle
+    count = s.total
+    x = buffers[s.source]
+    width = lanes(x)
+    table = as_float64(buffers[SCRATCH])
+    x_at = view(stack(MOST_LANES, as_uint64(table)), 0, width)
+    second_at = view(stack(MOST_LANES, as_uint64(table)), 0, width)
+    mean = view(stack(MOST_LANES, table), 0, width)
+    m2 = view(stack(MOST_LANES, table), 0, width)
+    room = stack(ROOM, gathered)
+    outer = lo // middle
+    channel = lo - outer * middle
+    for item in range(lo, hi, width):
+        few = min(width, hi - item)
+        for i in range(few):
+            x_at[i] = outer * s.x_outer + channel * s.x_middle
+            second_at[i] = outer * s.second_outer + channel * s.second_middle
+            channel += 1
+            if channel == middle:
+                channel = 0
+                outer += 1
+        if s.has_second:
+            moments_of_few(u, x, x_at, second_at, few, count, s.centred, True, room, mean, m2, gathered)
+        else:
+            moments_of_few(u, x, x_at, second_at, few, count, s.centred, False, room, mean, m2, gathered)
+        entry = s.moments + item
+        for i in range(few):
+            table[entry + i] = count
+            table[entry + s.entries + i] = mean[i]
+            table[entry + 2 * s.entries + i] = m2[i]
 
 
 def moments_runs(step, buffers, lo, hi):
@@ -223,6 +303,11 @@ def moments_runs(step, buffers, lo, hi):
     table = as_float64(buffers[SCRATCH])
     gathered = stack(BLOCK, as_computed(buffers[0]))
     t = view(gathered, 0, 1).dtype.type
+    if pieces == 1 and s.total <= BRIEF:
+        x = buffers[s.source]
+        u = Unit(x, buffers[SECOND], last, s.x_repeat, s.second_repeat, s.ahead, s.sparse * GROUP * lanes(x))
+        brief_moments(s, buffers, lo, hi, u, gathered)
+        return
     unit = lo // pieces
     piece = lo - unit * pieces
     outer = unit // middle
@@ -268,212 +353,3 @@ def moments_runs(step, buffers, lo, hi):
             if channel == middle:
                 channel = 0
                 outer += 1
-
-
-@inline
-def fetch(x, start, count, buffer):
-    """x[start : start + count] in T: where it is, or widened into `buffer`."""
-    if size_of(x) == size_of(buffer):
-        return view(as_computed(x), start, count)
-    q = 0
-    while q + lanes(x) <= count:
-        store(buffer, q, load(x, start + q))
-        q += lanes(x)
-    store_some(buffer, q, load_some(x, start + q, count - q, 0), count - q)
-    return view(buffer, 0, count)
-
-
-@inline
-def wide_strip_moments(x, stride, rows, n, centred, buffer, mean, m2):
-    """Columns of `rows` rows, `stride` apart, in two passes in float64."""
-    for q in range(n):
-        mean[q] = 0.0
-        m2[q] = 0.0
-    if centred:
-        for r in range(rows):
-            v = fetch(x, r * stride, n, buffer)
-            for q in range(n):
-                mean[q] += np.float64(v[q])
-        for q in range(n):
-            mean[q] /= np.float64(rows)
-    for r in range(rows):
-        v = fetch(x, r * stride, n, buffer)
-        for q in range(n):
-            d = np.float64(v[q]) - mean[q]
-            m2[q] += d * d
-
-
-@inline
-def mend_strip(x, stride, rows, n, centred, buffer, mean, m2):
-    """Columns whose sums left the range, and only these (the others keep their bits), again in float64; a constant one is right."""
-    wide_mean = view(stack(STRIP, as_float64(buffer)), 0, n)
-    wide_m2 = view(stack(STRIP, as_float64(buffer)), 0, n)
-    other = wide_m2  # values that differ from the column's first
-    first = view(buffer, STRIP, n)
-    top = fetch(x, 0, n, buffer)
-    for q in range(n):
-        first[q] = top[q]
-        other[q] = 0.0
-    for r in range(1, rows):
-        v = fetch(x, r * stride, n, buffer)
-        for q in range(n):
-            other[q] += 0.0 if v[q] == first[q] else 1.0
-    lost = 0
-    for q in range(n):
-        constant = centred and other[q] == 0.0 and m2[q] < np.inf
-        if not in_range(m2[q]) and not constant:
-            lost += 1
-            m2[q] = -1.0
-        elif m2[q] < 0.0:
-            m2[q] = 0.0
-    if lost:
-        wide_strip_moments(x, stride, rows, n, centred, buffer, wide_mean, wide_m2)
-        for q in range(n):
-            if m2[q] == -1.0:
-                mean[q] = wide_mean[q]
-                m2[q] = wide_m2[q]
-
-
-@inline
-def add_rows(x, stride, rows, n, shift, sums, squares):
-    """Adds d = x - shift and d * d of a few rows, a group of columns after another: its sums are in registers, and the rows in L1 after the
-    first group. Meanwhile as much is fetched in the order of memory, which gives slivers at two thirds of its rate: the rows after these.
-    """
-    width = lanes(x)
-    following = rows * stride
-    fetched = 0
-    q = 0
-    while q + GROUP * width <= n:
-        near = load_group(shift, q)
-        sum_ = load_group(sums, q)
-        square = load_group(squares, q)
-        for r in range(rows):
-            prefetch_group(x, following + fetched, 0)
-            fetched += GROUP * width
-            if fetched + GROUP * width > n:
-                fetched = 0
-                following += stride
-            d = load_group(x, r * stride + q) - near
-            sum_ += d
-            square += d * d
-        store(sums, q, sum_)
-        store(squares, q, square)
-        q += GROUP * width
-    while q < n:
-        k = min(width, n - q)
-        near_some = load_some(shift, q, k, 0)
-        sum_some = load_some(sums, q, k, 0)
-        square_some = load_some(squares, q, k, 0)
-        for r in range(rows):
-            e = load_some(x, r * stride + q, k, 0) - near_some
-            sum_some += e
-            square_some += e * e
-        store_some(sums, q, sum_some, k)
-        store_some(squares, q, square_some, k)
-        q += width
-
-
-@inline
-def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, count_at, mean_at, m2_at):
-    """Columns of `rows` rows, `stride` apart: sums of d = x - shift and of d * d, ROWS rows in T, then in float64.
-
-    The shift is the mean of the first rows, so that M2 = sum(d * d) - sum(d)^2 / n cancels little; a constant column is exact again.
-    """
-    count = view(count_at, 0, n)
-    mean = view(mean_at, 0, n)
-    m2 = view(m2_at, 0, n)
-    near = view(shift, 0, n)
-    t = near.dtype.type
-    part = view(sums, 0, n)
-    square = view(squares, 0, n)
-    for q in range(n):
-        part[q] = t(0)
-        near[q] = t(0)
-        mean[q] = 0.0
-        m2[q] = 0.0
-    if centred:
-        top = fetch(x, 0, n, wide)
-        k = min(rows, 8)
-        for r in range(1, k):
-            v = fetch(x, r * stride, n, offset(wide, STRIP))
-            for q in range(n):
-                part[q] += v[q] - top[q]
-        share = t(1) / t(k)
-        for q in range(n):
-            near[q] = top[q] + part[q] * share
-    few = rows_in_l1(n)
-    r = 0
-    while r < rows:
-        end = min(rows, r + ROWS)
-        for q in range(n):
-            part[q] = t(0)
-            square[q] = t(0)
-        for row in range(r, end, few):
-            add_rows(offset(x, row * stride), stride, min(few, end - row), n, shift, sums, squares)
-        r = end
-        for q in range(n):
-            mean[q] += np.float64(part[q])
-            m2[q] += np.float64(square[q])
-    size = np.float64(rows)
-    if centred:
-        for q in range(n):
-            m2[q] -= mean[q] * mean[q] / size
-            mean[q] = np.float64(near[q]) + mean[q] / size
-    else:
-        for q in range(n):
-            mean[q] = 0.0
-    lost = 0
-    for q in range(n):
-        count[q] = size
-        lost += not in_range(m2[q])
-    if lost:
-        mend_strip(x, stride, rows, n, centred, wide, mean, m2)
-
-
-def moments_columns(step, buffers, lo, hi):
-    """Item = (outer index, piece). A piece is `length` values in rows of `last`, `x_middle` apart; the last row may be cut short."""
-    s = record(step)
-    p = s.last
-    pieces = s.pieces
-    centred = s.centred
-    x = buffers[s.source]
-    table = as_float64(buffers[SCRATCH])
-    shift = stack(STRIP, as_computed(x))
-    sums = stack(STRIP, as_computed(x))
-    squares = stack(STRIP, as_computed(x))
-    wide = stack(WIDE, as_computed(x))
-    for item in range(lo, hi):
-        outer = item // pieces
-        start = (item - outer * pieces) * s.length
-        left = min(s.length, s.total - start)
-        base = offset(x, outer * s.x_outer + start // p * s.x_middle)
-        rows = left // p
-        rest = left - rows * p
-        count = offset(table, s.moments + item * p)
-        mean = offset(count, s.entries)
-        m2 = offset(mean, s.entries)
-        if rows == 0:
-            for q in range(p):
-                count[q] = 0.0
-                mean[q] = 0.0
-                m2[q] = 0.0
-        c = 0 if rows else p
-        while c < p:
-            w = min(STRIP, p - c)
-            at = offset(base, c)
-            mean_at = offset(mean, c)
-            m2_at = offset(m2, c)
-            strip_moments(at, s.x_middle, rows, w, centred, shift, sums, squares, wide, offset(count, c), mean_at, m2_at)
-            c += STRIP
-        if rest:  # one value more for the first columns
-            row = offset(base, rows * s.x_middle)
-            for q in range(rest):
-                v = np.float64(fetch(row, q, 1, wide)[0])
-                both = count[q] + 1.0
-                d = v - mean[q]
-                if centred:
-                    m2[q] += d * d * (count[q] / both)
-                    mean[q] = merged(mean[q], v, 1.0 / both)
-                else:
-                    m2[q] += d * d
-                count[q] = both

@@ -4,16 +4,21 @@
 
 from __future__ import annotations
 
-from cpunorm.jit.lowlevel import as_computed, as_float64, as_type_of, at_byte, call_stage, inline, offset, view
+import numpy as np
+
+from cpunorm.jit.lowlevel import as_computed, as_float64, as_type_of, at_byte, call_stage, finite, inline, offset, view
 from cpunorm.program import SLOTS
 
 BLOCK = 4096  # values read twice in a row by a reduction of runs: 16 KB of float32, half of the smallest L1
+BRIEF = 512  # values of a unit that is summed with others, a lane each: totals and divisions take as long as 30 vectors
 TILE = 256  # values between load and store of the affine: streaming wants them fine (benchmarks/tile.py)
 STRIP = 512  # columns that a reduction of columns accumulates at once, on the stack
 WIDE = 2 * STRIP  # widened rows: one, and one to compare it with
 ROWS = 32  # rows summed in T before they go to float64
 FEW = 3072  # values of rows that stay in L1 while they are summed group by group: 12 KB of float32
 LINE = 64  # bytes
+# A sum of squares in float32 below this may have lost some: 2^-150 a square below the normal numbers, so of 4096 no more than 1e-7 of it.
+TINY = 1e-34
 
 (
     X,
@@ -30,6 +35,19 @@ LINE = 64  # bytes
     GRAD_BIAS,
     SCRATCH,
 ) = range(len(SLOTS))
+
+
+@inline
+def in_range(squares):
+    """Whether no sum of squares in float32 was lost: to infinity or NaN, or below the normal numbers."""
+    return squares >= TINY and squares < np.inf
+
+
+@inline
+def merged(mu, other, share):
+    """Chan's mean: mu + (other - mu) * share, exact for equal means; an infinite one stays infinite instead of inf - inf."""
+    d = other - mu
+    return mu + d * share if finite(d) else mu + other
 
 
 @inline

@@ -404,22 +404,58 @@ def clip(context: Any, value: Any, floor: Any, ceiling: Any) -> Any:
     return value(value, value.dtype, value.dtype), generate
 
 
+def _together(builder: Any, value: Any, one: int) -> Any:
+    """The vectors of a group, of `one` lane each, added up: (v0 + v1) + (v2 + v3); a vector as it is."""
+    parts = [_lanes(builder, value, first, one) for first in range(0, value.type.count, one)]
+    while len(parts) > 1:
+        parts = [builder.fadd(a, b, flags=FLAGS) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+@intrinsic
+def together(context: Any, group: Any) -> Any:
+    """The vectors of a group added up."""
+    vector = _vector(types.CPointer(group.dtype), 1)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _together(builder, args[0], vector.lanes)
+
+    return vector(group), generate
+
+
 @intrinsic
 def total(context: Any, value: Any) -> Any:
-    """The sum of all lanes; of a group (v0 + v1) + (v2 + v3) first; then halves: rounding grows with the logarithm of their number."""
+    """The sum of all lanes; of a group its vectors first, then halves: rounding grows with the logarithm of their number."""
     one = _vector(types.CPointer(value.dtype), 1).lanes
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        parts = [_lanes(builder, args[0], first, one) for first in range(0, value.lanes, one)]
-        while len(parts) > 1:
-            parts = [builder.fadd(a, b, flags=FLAGS) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-        all_, half = parts[0], one // 2
+        all_, half = _together(builder, args[0], one), one // 2
         while half:
             all_ = builder.fadd(_lanes(builder, all_, 0, half), _lanes(builder, all_, half, half), flags=FLAGS)
             half //= 2
         return builder.extract_element(all_, I32(0))
 
     return value.dtype(value), generate
+
+
+@intrinsic
+def totals(context: Any, pointer: Any) -> Any:
+    """The totals of lanes(p) vectors, which lie one after another at p, each in a lane of its own, by the additions of `total`."""
+    vector = _vector(pointer, 1)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = vector.lanes
+        parts = [builder.load(_place(builder, args[0], I64(first * lanes), lanes)) for first in range(lanes)]
+        half = lanes // 2
+        while half:  # of two vectors, the lower and the upper halves of segments of 2 * half lanes in turn
+            lower = [i // (2 * half) * 2 * half + i % half + (lanes if i % (2 * half) >= half else 0) for i in range(lanes)]
+            orders = [ir.Constant(ir.VectorType(I32, lanes), [i + upper for i in lower]) for upper in (0, half)]
+            halves = [[builder.shuffle_vector(parts[i], parts[i + half], order) for order in orders] for i in range(half)]
+            parts = [builder.fadd(a, b, flags=FLAGS) for a, b in halves]
+            half //= 2
+        return parts[0]
+
+    return vector(pointer), generate
 
 
 @intrinsic(prefer_literal=True)
