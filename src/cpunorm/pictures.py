@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cpunorm import backends, check, dispatch, program, resize
+from cpunorm import backends, check, check_pictures, dispatch, program, resize
 from cpunorm.plan import GRAIN, TILE, Phase, Plan, Resources, Step, Value, phase_of, threads_for
 
 Array = np.ndarray[Any, Any]
@@ -73,7 +73,7 @@ def frame(call: str, options: Options, index: int, height: int, width: int) -> F
             crop = ((size[0] - high) // 2, (size[1] - wide) // 2, high, wide)
         case (top, left, high, wide):
             crop = (top, left, high, wide)
-    check.crop_inside(call, crop, *size, index)
+    check_pictures.crop_inside(call, crop, *size, index)
     return Frame(height, width, size, crop)
 
 
@@ -102,8 +102,8 @@ class Prepared:
     """Runs on arrays like those it was prepared for: ``prepared(arrays, y)``. `shape` is the result's."""
 
     def __init__(self, call: str, options: Options, arrays: list[Array], single: bool, out: Array | None) -> None:
-        channels = check.picture_arrays(call, arrays, single, options.input_layout)
-        check.picture_channels(call, channels, options.mean, options.std, options.pad_channels, options.swap_rb)
+        channels = check_pictures.picture_arrays(call, arrays, single, options.input_layout)
+        check_pictures.picture_channels(call, channels, options.mean, options.std, options.pad_channels, options.swap_rb)
         self._sources = sources(arrays, options.input_layout)
         count = len(self._sources)
         if not isinstance(options.mirror, bool) and len(options.mirror) != count:
@@ -114,7 +114,7 @@ class Prepared:
         if options.size and any(0 in shape for shape in shapes):
             raise ValueError(f"{call}: expected pictures with rows and columns, which size can resize, got {shapes[0]}")
         self._frames = [frame(call, options, i, *shape) for i, shape in enumerate(shapes)]
-        check.same_sizes(call, shapes, [each.crop[2:] for each in self._frames], resized=options.size is not None)
+        check_pictures.same_sizes(call, shapes, [each.crop[2:] for each in self._frames], resized=options.size is not None)
         height, width = self._frames[0].crop[2:]
         padded = options.pad_channels or channels
         first = options.output_layout == "NCHW"

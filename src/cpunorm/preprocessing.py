@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from cpunorm import call as calls
-from cpunorm import check, settings
+from cpunorm import check, check_pictures, settings
 from cpunorm.pictures import Options, Prepared
 
 Array = np.ndarray[Any, Any]
@@ -53,19 +53,19 @@ class Preprocessor:
         check.backend(call, backend)
         check.threads(call, threads)
         check.flag(call, "swap_rb", swap_rb)
-        found, quantized = check.result_dtype(call, dtype, quant)
+        found, quantized = check_pictures.result_dtype(call, dtype, quant)
         self._options = Options(
-            check.coefficients(call, "mean", mean, positive=False),
-            check.coefficients(call, "std", std, positive=True),
-            check.picture_scale(call, scale),
-            check.picture_layout(call, "input_layout", input_layout),
-            check.picture_layout(call, "output_layout", output_layout),
+            check_pictures.coefficients(call, "mean", mean, positive=False),
+            check_pictures.coefficients(call, "std", std, positive=True),
+            check_pictures.picture_scale(call, scale),
+            check_pictures.picture_layout(call, "input_layout", input_layout),
+            check_pictures.picture_layout(call, "output_layout", output_layout),
             found,
             quantized,
             bool(swap_rb),
-            check.picture_size(call, size),
-            check.picture_crop(call, crop),
-            check.mirrors(call, mirror),
+            check_pictures.picture_size(call, size),
+            check_pictures.picture_crop(call, crop),
+            check_pictures.mirrors(call, mirror),
             None if pad_channels is None else check.positive(call, "pad_channels", pad_channels),
             backend,
             threads,
@@ -74,7 +74,7 @@ class Preprocessor:
     def __call__(self, images: Any, out: Any = None) -> Array:
         """The pictures as one array of rank 4, `out` if it is given."""
         call, options = "preprocess", self._options
-        arrays, single = check.pictures(call, images)
+        arrays, single = check_pictures.pictures(call, images)
         out = calls.array(call, "out", out)
         key = (call, options, single, tuple(map(calls.of, arrays)), calls.of(out), settings.current())
         prepared = calls.find(key)

@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 
-from cpunorm import check, settings
+from cpunorm import check, check_pictures, settings
 from cpunorm.dask import tasks
 from cpunorm.dask.graphs import by_blocks, check_array, coefficients, parameter, reduced, whole
 from cpunorm.layout import CHANNELS_FIRST
@@ -165,7 +165,7 @@ def preprocess(images: da.Array, mean: Any, std: Any, *, mirror: Any = False, ba
     if images.ndim not in (3, 4):
         raise ValueError(f"{call}: expected images of 3 or 4 axes, got shape {images.shape}")
     images = images if images.ndim == 4 else images[None]
-    mirrors = check.mirrors(call, mirror)
+    mirrors = check_pictures.mirrors(call, mirror)
     if isinstance(mirrors, tuple) and len(mirrors) != len(images):
         raise ValueError(f"{call}: expected mirror to be one an image of {len(images)}, got {len(mirrors)}")
     # No picture of these sizes shows every error, and the shape of the result.
