@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cpunorm as cn
-from cpunorm import pictures, plan, program
+from cpunorm import backends, pictures, plan, program
 from cpunorm.jit import pictures as kernels
 from cpunorm.machine import Caches
 
@@ -181,10 +181,23 @@ def test_what_kernels_cannot_read_or_write_is_copied(backend):
     unaligned = np.ndarray(x.shape, x.dtype, np.zeros(x.nbytes + 1, np.uint8), 1)
     unaligned[...] = x
     assert_same_bits(cn.preprocess(unaligned, mean, std, backend=backend), wanted)
+    turned = x.astype(">u2")[:, ::-1, ::2]  # whose copy has other strides
+    for images in (turned, list(turned), turned[0]):
+        plain = np.array(images, "u2").reshape(-1, *turned.shape[1:])
+        assert_same_bits(cn.preprocess(images, mean, std, backend=backend), cn.preprocess(plain, mean, std, backend=backend))
     for space in (np.zeros((2, 6, 9, 70), np.float32)[:, ::2], np.zeros((2, 3, 9, 140), np.float32)[..., ::2], np.zeros((3, 2, 70, 9)).T):
         out = space if space.dtype == np.float32 else np.zeros((9, 70, 3, 2), np.float32).transpose(3, 2, 0, 1)
         assert cn.preprocess(x, mean, std, out=out, backend=backend) is out
         assert_same_bits(out, wanted)
+
+
+def test_a_second_thread_pays_as_elsewhere(compiled, monkeypatch):
+    """From where the backend says that waking one does."""
+    plan = cn.Preprocessor(0, 1, backend=compiled, threads=2)
+    for waking, threads in ((1, 2), (8, 1)):
+        monkeypatch.setattr(backends.compiled(compiled), "waking", lambda waking=waking: waking)
+        prepared = pictures.Prepared("preprocess", plan._options, [values((1, 224, 224, 3), "uint8")], True, None)
+        assert prepared._run.plan.threads == threads
 
 
 def test_a_plan_allocates_nothing_but_its_table(compiled):

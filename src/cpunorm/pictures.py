@@ -104,7 +104,8 @@ class Prepared:
     def __init__(self, call: str, options: Options, arrays: list[Array], single: bool, out: Array | None) -> None:
         channels = check_pictures.picture_arrays(call, arrays, single, options.input_layout)
         check_pictures.picture_channels(call, channels, options.mean, options.std, options.pad_channels, options.swap_rb)
-        self._sources = sources(arrays, options.input_layout)
+        self._readable = all(map(is_readable, arrays))
+        self._sources = sources([*map(readable, arrays)], options.input_layout)  # a copy has strides of its own
         count = len(self._sources)
         if not isinstance(options.mirror, bool) and len(options.mirror) != count:
             raise ValueError(f"{call}: expected mirror to be one an image of {count}, got {len(options.mirror)}")
@@ -127,7 +128,6 @@ class Prepared:
         self._backend = backends.choose(options.backend)
         self._empty = math.prod(self.shape) == 0
         self._center, self._scale, self._shift = self._coefficients()
-        self._readable = all(map(is_readable, arrays))
         self._copied = False
         if self._backend != "numpy" and not self._empty:
             self._prepare(np.empty(self.shape, self.dtype) if out is None else out)
@@ -136,11 +136,11 @@ class Prepared:
         """Write the result to `y`."""
         if self._empty:
             return
+        if not self._readable:
+            arrays = [readable(x) for x in arrays]
         if self._backend == "numpy":
             self._reference(arrays, y)
             return
-        if not self._readable:
-            arrays = [readable(x) for x in arrays]
         if len(arrays) == 1:
             table, base = self._table, arrays[0]
         else:
@@ -174,7 +174,7 @@ class Prepared:
     def _prepare(self, out: Array) -> None:
         strides = self._out_strides(out)
         self._copied = strides is None
-        resources = dispatch.resources(self._options.threads)
+        resources = dispatch.resources_of(self._backend, self._options.threads)
         make = self._resize if self._options.size else self._rearrange
         plan = make(resources, *(self._out_strides(np.empty(self.shape, self.dtype)) or ()) if strides is None else strides)
         self._run = dispatch.Runner(plan, self._backend, "float32")
