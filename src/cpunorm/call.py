@@ -106,9 +106,9 @@ class Request:
             )
 
         out = np.empty_like(self.like) if self.out is None else self.out
-        run = prepare(self.x, self.second, out, 1)
+        run, gradients = prepare(self.x, self.second, out, 1), self.rstd is not None
         # what finishes reads the tables of all
-        run = in_parts(run, prepare, self.x, self.second, out, roles) if finish is None else finish(run)
+        run = in_parts(run, prepare, self.x, self.second, out, roles, gradients=gradients) if finish is None else finish(run)
         parameters = (self.weight, self.bias, self.running_mean, self.running_var)
         return dispatch.with_parameters(run, parameters, dispatch.compute_dtype(self.x.dtype), written=written)
 
