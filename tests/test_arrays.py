@@ -135,6 +135,23 @@ def test_unaligned_where_an_aligned_one_was_before(operand, compiled, monkeypatc
     call._PREPARED.clear()
 
 
+def test_unaligned_statistics(compiled, monkeypatch):
+    """Kernels see aligned copies: what they would do with others is the compiler's choice."""
+    run, seen = dispatch.Runner.__call__, []
+
+    def spy(self, *arrays):
+        seen.extend(array for array in arrays if array is not None)
+        return run(self, *arrays)
+
+    monkeypatch.setattr(dispatch.Runner, "__call__", spy)
+    x = normal((5, 40), np.float32)
+    _, *statistics = cn.layer_norm(x, 40, return_stats=True, backend=compiled)
+    wanted = cn.layer_norm_backward(x, x, 40, *statistics, backend=compiled)
+    moved = [ARRANGEMENTS["unaligned"](value) for value in statistics]
+    assert_all(assert_same_bits, cn.layer_norm_backward(x, x, 40, *moved, backend=compiled), wanted)
+    assert all(array.flags.aligned for array in seen)
+
+
 def test_return_stats(x, parameters, dtype, training, backend):
     y, mean, rstd = cn.batch_norm(x, **parameters, training=training, return_stats=True, backend=backend)
     assert mean.dtype == rstd.dtype == y.dtype == np.dtype(dtype)

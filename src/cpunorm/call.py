@@ -263,16 +263,21 @@ def gradient(
         prepared.run(grad, x, y, None, None, None, None, None, None, None, None, None)
         return y
     dtype = dispatch.compute_dtype(x.dtype)
-    rstd = np.ascontiguousarray(rstd, dtype)
+    rstd = _packed(rstd, dtype)
     parts = [np.empty(prepared.parameters, dtype)]
     if mean is not None:
-        mean = np.ascontiguousarray(mean, dtype)
+        mean = _packed(mean, dtype)
         parts.append(np.empty(prepared.parameters, dtype))
     wanted = parts if weight is None or weight.dtype == dtype else [np.empty_like(part, weight.dtype.newbyteorder("=")) for part in parts]
     prepared.run(grad, x, y, None, weight, None, None, None, mean, rstd, *parts)
     if wanted is not parts:
         write(tuple(parts), *wanted)
     return (y, *wanted)
+
+
+def _packed(statistics: Array, dtype: np.dtype[Any]) -> Array:
+    """As kernels read them. (What is contiguous may lie at an odd address.)"""
+    return np.ascontiguousarray(statistics if statistics.flags.aligned else statistics.copy(), dtype)
 
 
 def write(results: tuple[Array, ...], *targets: Array | None) -> None:
