@@ -69,7 +69,7 @@ static void share_out(const phase *p, const step *steps, int64_t blocks, int thr
     struct {
         int64_t next;
         int64_t apart[7]; /* a cache line each */
-    } shares[MOST_THREADS];
+    } shares[threads]; /* on the stack of who calls, which may be a small one */
     for (int i = 0; i < threads; i++)
         shares[i].next = blocks * i / threads;
     #pragma omp parallel num_threads(threads)

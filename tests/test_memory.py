@@ -157,6 +157,29 @@ def test_out_of_memory(run, compiled):
     assert run(f"BACKEND = {compiled!r}\n" + NONE_LEFT) == "done"
 
 
+SMALL_STACK = """
+import threading
+x = np.random.default_rng(0).normal(size=(8, 64, 56, 56)).astype(np.float32)
+results = []
+
+def call():
+    results.append(cn.batch_norm(x, None, None, training=True, backend=BACKEND, threads=2))
+
+call()  # compiled
+threading.stack_size(64 << 10)
+thread = threading.Thread(target=call)
+thread.start()
+thread.join()
+assert np.array_equal(*results)
+print("done")
+"""
+
+
+def test_a_small_stack(run, compiled):
+    """Of the Python thread that calls."""
+    assert run(f"BACKEND = {compiled!r}\n" + SMALL_STACK) == "done"
+
+
 # ---------------------------------------------------------------- beyond 2^31 elements
 
 FAR = (1 << 31) + 4096  # elements, as far apart as two samples, channels or rows lie below: offsets and their bytes pass 32 bits
