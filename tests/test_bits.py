@@ -115,13 +115,23 @@ def test_whoever_drives(row, monkeypatch):
     jit = pytest.importorskip("cpunorm.jit.backend", reason="needs Numba", exc_type=ImportError)
     if not jit.threads.native():
         pytest.skip("the C part, or its OpenMP, is not here: all other tests run on Numba's own drivers")
+    monkeypatch.setattr("cpunorm.plan.SERIAL_BYTES", 1 << 14)
     inputs = row.inputs((4, 24, 40, 41), "NCHW", "float32", np.random.default_rng(0))
-    results = []
+    results, driver, drivers = [], jit.driver, set()
+
+    def spy(count):
+        drivers.add(driver(count))
+        return driver(count)
+
+    monkeypatch.setattr(jit, "driver", spy)
     for native in (jit.threads.native(), None):
         monkeypatch.setattr(jit.threads, "native", lambda native=native: native)
         for threads in (1, 2):
             call._PREPARED.clear()
             results.append(row.call(copied(inputs), backend="numba", threads=threads))
     call._PREPARED.clear()
+    most = min(2, jit.threads.pool_size())
+    assert {threads for _, threads in drivers} == {1, most}
+    assert len(drivers) == 2 * most  # the C part's and our own, each for one thread and for two
     for result in results[1:]:
         assert_all(assert_same_bits, result, results[0])
