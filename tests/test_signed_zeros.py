@@ -73,45 +73,30 @@ def zeros(dtype, others):
     return x.astype(samples.dtype_of(dtype))
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("others", [False, True], ids=["zeros", "among numbers"])
+LAYER_NORMS = {  # of rows whose mean is 0 only where they are zeros
+    "layer norm": (*rows("layer_norm"), False),
+    "layer norm, a bias of -0.0": (*rows("layer_norm", bias=np.full(67, -0.0, np.float32)), True),
+}
+CASES = [*((name, others) for name in CALLS for others in (False, True)), *((name, False) for name in LAYER_NORMS)]
+IDS = [f"{name}, {'among numbers' if others else 'zeros'}" for name, others in CASES]
+by_case = pytest.mark.parametrize(("name", "others"), CASES, ids=IDS)
+
+
+@by_case
 def test_signs_of_zeros(name, others, any_dtype, backend):
     x = zeros(any_dtype, others)
-    ours, _, kept = CALLS[name]
+    ours, _, kept = (CALLS | LAYER_NORMS)[name]
     y = ours(x, backend=backend)
     zero = x == 0
     assert (y[zero] == 0).all()
     assert np.array_equal(np.signbit(y[zero]), np.signbit(x[zero]) & kept)
 
 
-LAYER_NORMS = {  # of rows whose mean is 0 only where they are zeros
-    "no bias": (*rows("layer_norm"), False),
-    "a bias of -0.0": (*rows("layer_norm", bias=np.full(67, -0.0, np.float32)), True),
-}
-
-
-@pytest.mark.parametrize("name", LAYER_NORMS)
-def test_layer_norm_of_zeros(name, any_dtype, backend):
-    x = zeros(any_dtype, False)
-    ours, _, kept = LAYER_NORMS[name]
-    y = ours(x, backend=backend)
-    assert (y == 0).all()
-    assert np.array_equal(np.signbit(y), np.signbit(x) & kept)
-
-
 @pytest.mark.peer
-@pytest.mark.parametrize("name", CALLS)
-def test_signs_of_zeros_are_pytorchs(name):
+@by_case
+def test_signs_of_zeros_are_pytorchs(name, others):
     torch = pytest.importorskip("torch")
-    x = zeros("float32", True)
-    y = CALLS[name][1](torch)(torch.from_numpy(x)).numpy()
-    assert np.array_equal(np.signbit(y[x == 0]), np.signbit(x[x == 0]) & CALLS[name][2])
-
-
-@pytest.mark.peer
-@pytest.mark.parametrize("name", LAYER_NORMS)
-def test_layer_norm_of_zeros_is_pytorchs(name):
-    torch = pytest.importorskip("torch")
-    x = zeros("float32", False)
-    y = LAYER_NORMS[name][1](torch)(torch.from_numpy(x)).numpy()
-    assert np.array_equal(np.signbit(y), np.signbit(x) & LAYER_NORMS[name][2])
+    x = zeros("float32", others)
+    _, theirs, kept = (CALLS | LAYER_NORMS)[name]
+    y = theirs(torch)(torch.from_numpy(x)).numpy()
+    assert np.array_equal(np.signbit(y[x == 0]), np.signbit(x[x == 0]) & kept)
