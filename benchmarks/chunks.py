@@ -1,4 +1,4 @@
-"""Blocks dealt out one at a time against equal shares, with one core busy and with none.
+"""Blocks dealt out one at a time against equal shares, on Numba's own threads, with one core busy and with none.
 
 python benchmarks/chunks.py
 """
@@ -6,6 +6,7 @@ python benchmarks/chunks.py
 import multiprocessing
 import os
 
+import numba
 import numpy as np
 from numba import njit, prange, set_parallel_chunksize
 from race import race
@@ -19,6 +20,7 @@ def spin() -> None:
 
 
 def main() -> None:
+    numba.config.THREADING_LAYER = "threadsafe"  # else it is the C part's driver that is chosen
     threads.choose()
 
     @njit(parallel=True, nogil=True)
