@@ -18,7 +18,7 @@ from cpunorm.dispatch import Array, Run
 from cpunorm.layout import CHANNEL, KEPT, REDUCED
 
 Prepare = Callable[[Array, "Array | None", Array, int], Run]  # x, second, out, and the number of parts that they are one of
-SUMS = 32  # bytes of a value of the parameters' two gradients: of a part, and added up in float64
+SUMS = 64  # bytes that a value of the parameters' two gradients counts for: a part's and the sum in float64, and a pass over them a part
 
 
 class Cut(NamedTuple):
@@ -33,7 +33,7 @@ def in_parts(run: Run, prepare: Prepare, x: Array, second: Array | None, out: Ar
     """`run`, prepared for these arrays, or where its tables take more than `plan.TABLE_BYTES`, runs of parts of them.
 
     They are cut along the first axis that statistics are kept apart on; where one index of it is still too much, along the next too. Not
-    where a part needs more than half of what all need: the partial sums of a gradient do not become fewer with the rows.
+    where a part costs more than half of what all need: a few long rows have large partial sums of gradients, which parts have as well.
     """
     cuts: list[Cut] = []
     first = last = run
