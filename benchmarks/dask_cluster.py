@@ -5,7 +5,8 @@ Makes an array of float32 in a temporary folder (and its statistics by NumPy in 
 1. `channel_stats` of it, 2. the same with a worker killed half way: the same bits, 3. `standardize` to another Zarr array, with a worker
 killed half way too, and some of its blocks compared with NumPy's.
 
-Prints times, errors, and the peak memory of each worker process, which has to stay below the limit. Exit 1 where something is wrong.
+Prints times, errors, and the peak memory of each worker process, which has to stay below 60% of the limit: there Dask starts to write
+blocks to disk. Exit 1 where something is wrong.
 
 python benchmarks/dask_cluster.py --gigabytes 8 [--workers 2] [--limit 1] [--folder /tmp]
 """
@@ -30,6 +31,7 @@ import cpunorm.dask as cd
 CHANNELS, SIDE = 8, 128
 TOLERANCE = 1e-9  # of the statistics, relative
 EPSILON = 1e-5  # of the standardized values, which are float32
+SPILLED = 0.6  # of the limit: distributed.worker.memory.target
 
 
 def make(path, gigabytes, megabytes):
@@ -147,7 +149,8 @@ def run(arguments, source, target):
         client.wait_for_workers(arguments.workers)
         y = cd.standardize(x, stats.mean, stats.std())
         made = zarr.create_array(target, shape=y.shape, chunks=y.chunksize, dtype=y.dtype, compressors=None)
-        computed(client, cluster, peaks, "standardize to Zarr", y.to_zarr(made, compute=False), kill=True)
+        # (`to_zarr` would join chunks to 128 MB before it writes to an array that is there: 660 MB a worker instead of 210)
+        computed(client, cluster, peaks, "standardize to Zarr", y.store(made, lock=False, compute=False), kill=True)
         peaks.ended.set()
         peaks.join()
     written, given, rows = zarr.open_array(target, mode="r"), zarr.open_array(source, mode="r"), x.chunks[0]
@@ -158,7 +161,7 @@ def run(arguments, source, target):
         error = max(error, float(np.abs(written[where] - wanted).max()))
     expect("largest error of a value in 24 chunks", error, EPSILON)
     for pid, peak in sorted(peaks.peaks.items()):
-        expect(f"peak memory of worker process {pid}, MB of {limit / 1e6:.0f}", peak / 1e6, limit / 1e6)
+        expect(f"peak memory of worker process {pid}, MB of {limit / 1e6:.0f}", peak / 1e6, SPILLED * limit / 1e6)
     expect("worker processes that were started anew", float(len(peaks.peaks) - arguments.workers - 2), 0)
     return 1 if wrong else 0
 

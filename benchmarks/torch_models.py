@@ -6,13 +6,15 @@ own, and compute on the same threads, from a heap that keeps its pages.
 
 `after` is the median over the rounds of before / after within a round, `copy` that of before / copy, each with the interval that holds the
 true median with 95% (order statistics; the binomial distribution, exactly). More than 1 is faster than before. A case is `slower` where
-after's interval lies wholly below copy's, and `faster` where it lies wholly above.
+after's interval lies wholly below copy's, and `faster` where it lies wholly above; with fewer than 9 rounds it is neither. `--pool FILE`
+keeps the rounds, and those of earlier calls count too: cases that take minutes are measured in pieces.
 
-python benchmarks/torch_models.py [--threads 2] [--rounds 41] [--seconds 60] [--only REGEX] [--backend c] [--list]
+python benchmarks/torch_models.py [--threads 2] [--rounds 41] [--seconds 60] [--only REGEX] [--backend c] [--pool FILE] [--list]
 """
 
 import argparse
 import copy
+import json
 import math
 import random
 import re
@@ -32,7 +34,7 @@ from torch_models import MODELS, steps
 
 SIZES = {"ResNet-50": [(224, 1), (224, 8)], "ViT-B": [(224, 1), (224, 4)], "SD UNet block": [(32, 1), (32, 2)]}
 PAUSE = 0.005  # seconds
-LEAST = 9  # rounds, with which the interval leaves out the two outermost values
+LEAST = 9  # rounds for a verdict: with these the interval leaves out the two outermost values
 
 
 def cases():
@@ -81,17 +83,17 @@ def training(model, inputs):
 def measured(runs, rounds, seconds, order):
     """Seconds by name, one a round; fewer than `rounds` where they would take more than `seconds`."""
     times = {name: [] for name in runs}
-    end = None
-    for turn in range(rounds + 2):
+    end = math.inf
+    for turn in range(rounds + 1):
         for name in order.sample(list(runs), len(runs)):
             time.sleep(PAUSE)
             start = time.perf_counter()
             runs[name]()
-            if turn > 1:  # the first two warm up
+            if turn > 0:  # the first warms up, as the one before whose results were compared
                 times[name].append(time.perf_counter() - start)
-        if turn == 1:
+        if turn == 0:
             end = time.perf_counter() + seconds
-        elif turn > LEAST and time.perf_counter() > end:
+        elif time.perf_counter() > end:
             break
     return times
 
@@ -113,13 +115,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="most for one case")
     parser.add_argument("--only", default="")
     parser.add_argument("--backend", default=None)
+    parser.add_argument("--pool", type=Path, help="JSON of rounds, which this call's are added to")
     parser.add_argument("--list", action="store_true", help="names of cases, and no more")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cpunorm.set_num_threads(args.threads)
     cpunorm.set_backend(args.backend)
     keep_pages()
-    order, verdicts = random.Random(0), []
+    order, verdicts = random.Random(), []
+    pool = json.loads(args.pool.read_text()) if args.pool and args.pool.exists() else {}
     chosen = [(name, how) for name, how in cases() if re.search(args.only, name)]
     if args.list:
         print(*(name for name, _ in chosen), sep="\n")
@@ -127,8 +131,14 @@ def main() -> None:
     print(f"{'median ms, ' + str(args.threads) + ' threads':<48}{'before':>8}{'after':>8}{'rounds':>8}   before / after      before / copy")
     for name, how in chosen:
         times = measured(contestants(*how), args.rounds, args.seconds, order)
+        if args.pool:
+            kept = pool.setdefault(f"{args.threads} threads, {args.backend}: {name}", {key: [] for key in times})
+            times = {key: kept[key] + values for key, values in times.items()}
+            kept.update(times)
+            args.pool.write_text(json.dumps(pool))
         after, control = (interval([a / b for a, b in zip(times["before"], times[other], strict=True)]) for other in ("after", "copy"))
-        verdicts.append("slower" if after[2] < control[0] else "faster" if after[0] > control[2] else "")
+        enough = len(times["before"]) >= LEAST
+        verdicts.append("" if not enough else "slower" if after[2] < control[0] else "faster" if after[0] > control[2] else "")
         before_ms, after_ms = (1e3 * statistics.median(times[key]) for key in ("before", "after"))
         found = "   ".join(f"{median:.3f} ({low:.3f}-{high:.3f})" for low, median, high in (after, control))
         print(f"{name:<48}{before_ms:8.1f}{after_ms:8.1f}{len(times['before']):8}   {found}  {verdicts[-1]}", flush=True)

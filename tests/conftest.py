@@ -103,3 +103,10 @@ def one_torch_thread():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def dask_in_this_thread():
+    """Dask's tasks one by one, where a test asks for nothing else."""
+    with pytest.importorskip("dask").config.set(scheduler="synchronous"):
+        yield

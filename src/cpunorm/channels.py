@@ -70,7 +70,7 @@ def batch_norm(
         out=out,
         activation=activation,
         return_stats=return_stats,
-        updates=bool(training),
+        updates=training,
         backend=backend,
         threads=threads,
     )
@@ -152,13 +152,10 @@ def instance_norm(
     -------
     y; or (y, mean, rstd), the latter of shape (N, C), or (C,) without `use_input_stats`
     """
-    check.flag("instance_norm", "use_input_stats", use_input_stats)
-    prepare: Any = _prepare_instance_norm if use_input_stats else _prepare_batch_norm
-    options = (momentum, eps, layout) if use_input_stats else (False, momentum, eps, layout)
     return call.normalize(
         "instance_norm",
-        prepare,
-        options,
+        _prepare_instance_norm,
+        (use_input_stats, momentum, eps, layout),
         x,
         residual,
         weight,
@@ -168,14 +165,17 @@ def instance_norm(
         out=out,
         activation=activation,
         return_stats=return_stats,
-        updates=bool(use_input_stats),
+        updates=use_input_stats,
         backend=backend,
         threads=threads,
     )
 
 
-def _prepare_instance_norm(request: Request, momentum: float, eps: float, layout: str) -> Prepared:
+def _prepare_instance_norm(request: Request, use_input_stats: bool, momentum: float, eps: float, layout: str) -> Prepared:
     name, x = request.call, request.x
+    check.flag(name, "use_input_stats", use_input_stats)
+    if not use_input_stats:
+        return _prepare_batch_norm(request, False, momentum, eps, layout)
     request.check()
     axes = check.axes(name, layout, x.shape)
     channels = x.shape[axes.channel]
@@ -234,14 +234,14 @@ def group_norm(
     )
 
 
-def _prepare_group_norm(request: Request, groups: int, eps: float, layout: str, momentum: float = 0.0) -> Prepared:
+def _prepare_group_norm(request: Request, num_groups: int, eps: float, layout: str, momentum: float = 0.0) -> Prepared:
     name, x = request.call, request.x
     request.check()
     request.check_residual()
     axes = check.axes(name, layout, x.shape)
     channels = x.shape[axes.channel]
     eps = check.number(name, "eps", eps)
-    groups = check.groups(name, groups, channels, axes.channel, x.shape)
+    groups = check.groups(name, num_groups, channels, axes.channel, x.shape)
     for parameter in ("weight", "bias"):
         check.parameter(name, parameter, getattr(request, parameter), (channels,), x, f"one value for each index of axis {axes.channel}")
     if name == "group_norm":
@@ -379,13 +379,25 @@ def instance_norm_backward(
     -------
     grad_x, grad_weight, grad_bias
     """
-    check.flag("instance_norm_backward", "use_input_stats", use_input_stats)
-    prepare: Any = _prepare_instance_gradient if use_input_stats else _prepare_batch_gradient
-    options = (layout,) if use_input_stats else (False, layout)
-    return call.gradient("instance_norm_backward", prepare, options, grad, x, mean, rstd, weight, out=out, backend=backend, threads=threads)
+    return call.gradient(
+        "instance_norm_backward",
+        _prepare_instance_gradient,
+        (use_input_stats, layout),
+        grad,
+        x,
+        mean,
+        rstd,
+        weight,
+        out=out,
+        backend=backend,
+        threads=threads,
+    )
 
 
-def _prepare_instance_gradient(request: Request, layout: str) -> Prepared:
+def _prepare_instance_gradient(request: Request, use_input_stats: bool, layout: str) -> Prepared:
+    check.flag(request.call, "use_input_stats", use_input_stats)
+    if not use_input_stats:
+        return _prepare_batch_gradient(request, False, layout)
     axes = check.axes(request.call, layout, request.x.shape)
     return _prepare_group_gradient(request, request.x.shape[axes.channel], layout)
 
@@ -428,12 +440,12 @@ def group_norm_backward(
     )
 
 
-def _prepare_group_gradient(request: Request, groups: int, layout: str) -> Prepared:
+def _prepare_group_gradient(request: Request, num_groups: int, layout: str) -> Prepared:
     name, x = request.call, request.x
     request.check()
     axes = check.axes(name, layout, x.shape)
     channels = x.shape[axes.channel]
-    groups = check.groups(name, groups, channels, axes.channel, x.shape)
+    groups = check.groups(name, num_groups, channels, axes.channel, x.shape)
     check.statistics(name, request.mean, request.rstd, (x.shape[axes.batch], groups), x.dtype)
     check.parameter(name, "weight", request.weight, (channels,), x, f"one value for each index of axis {axes.channel}")
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cpunorm import channels, check, rows, settings
+from cpunorm import channels, rows, settings
 from cpunorm.call import Prepared, Request
 from cpunorm.dispatch import Runner
 from cpunorm.torch.arrays import PLAIN, alike, array, backend, in_order, wide
@@ -210,6 +210,15 @@ def _remember(key: Any, prepare: Callable[..., Call | None], *given: Any) -> Cal
     return call
 
 
+_PREPARE: dict[str, tuple[Callable[..., Prepared], Callable[..., Prepared]]] = {  # forward and backward
+    "batch_norm": (channels._prepare_batch_norm, channels._prepare_batch_gradient),
+    "instance_norm": (channels._prepare_instance_norm, channels._prepare_instance_gradient),
+    "group_norm": (channels._prepare_group_norm, channels._prepare_group_gradient),
+    "layer_norm": (partial(rows._prepare_rows, centred=True), partial(rows._prepare_row_gradient, centred=True)),
+    "rms_norm": (partial(rows._prepare_rows, centred=False), partial(rows._prepare_row_gradient, centred=False)),
+}
+
+
 # What is prepared is the call of tensors as the kernels take them: what comes with this x once is not what comes the next time.
 
 
@@ -219,7 +228,7 @@ def _prepare(norm: Norm, x: Tensor, residual: Tensor | None, *parameters: Tensor
     weight, bias, running_mean, running_var = (_like(value, x) for value in parameters)
     given = weight, bias, running_mean, running_var, None, None
     request = Request(name, seen, added, seen, *given, y, False, norm.activation, backend(norm.backend), norm.threads)
-    prepared = _forward_of(norm, request)
+    prepared = _PREPARE[norm.name][0](request, **norm.options)
     shape = next((tuple(value.shape) for value in parameters if value is not None), ())
     return _call(prepared, x, backend(norm.backend), shape, prepared.stats or ())
 
@@ -230,7 +239,7 @@ def _prepare_gradient(norm: Norm, x: Tensor, mean: Tensor | None, rstd: Tensor, 
     w, m, r = (_like(value, x) for value in (weight, mean, rstd))
     out = g if in_place else apart
     request = Request(name, g, seen, seen, w, None, None, None, m, r, out, in_place, None, backend(norm.backend), norm.threads)
-    prepared = _gradient_of(norm, request)
+    prepared = _PREPARE[norm.name][1](request, **norm.gradient_options)
     return _call(prepared, x, backend(norm.backend), prepared.parameters, tuple(rstd.shape))
 
 
@@ -247,31 +256,3 @@ def _call(prepared: Prepared, x: Tensor, name: str, shape: tuple[int, ...], stat
     if name != "c" or type(runner) is not Runner or torch.empty_like(x).stride() != x.stride():
         return None
     return Call(*runner.addressed(), kind, shape, stats, x.dtype.itemsize - 1, kind.itemsize - 1, runner)
-
-
-def _forward_of(norm: Norm, request: Request) -> Prepared:
-    """As the function of this name in `cpunorm.functional` prepares the call."""
-    options = dict(norm.options)
-    match norm.name:
-        case "batch_norm":
-            return channels._prepare_batch_norm(request, **options)
-        case "instance_norm":
-            own = options.pop("use_input_stats")
-            check.flag(norm.name, "use_input_stats", own)
-            return channels._prepare_instance_norm(request, **options) if own else channels._prepare_batch_norm(request, False, **options)
-        case "group_norm":
-            return channels._prepare_group_norm(request, options["num_groups"], options["eps"], options["layout"])
-    return rows._prepare_rows(request, norm.centred, **options)
-
-
-def _gradient_of(norm: Norm, request: Request) -> Prepared:
-    options = dict(norm.gradient_options)
-    match norm.name:
-        case "batch_norm":
-            return channels._prepare_batch_gradient(request, **options)
-        case "instance_norm":
-            own, layout = options["use_input_stats"], options["layout"]
-            return channels._prepare_instance_gradient(request, layout) if own else channels._prepare_batch_gradient(request, False, layout)
-        case "group_norm":
-            return channels._prepare_group_gradient(request, options["num_groups"], options["layout"])
-    return rows._prepare_row_gradient(request, options["normalized_shape"], norm.centred)
