@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -325,6 +326,67 @@ def test_what_other_versions_left_is_deleted(tmp_path, store_plain, in_fork):
     assert results(in_fork(COPY.replace('"store_plain"', '"store_stream"'), tmp_path))[3] == []
     left = {path.name for path in folder.iterdir()} - {mine.name.replace("store_plain", "store_stream")}
     assert left == {name for name in ages if ages[name] < month} | {mine.name, "notes.txt"}
+
+
+def test_the_name_of_a_file_has_all_that_decides_its_content(monkeypatch, tmp_path):
+    """Another signature, version, source: another name. (Another CPU: above.)"""
+    from cpunorm.jit import cache
+
+    kernel = cache.KernelCache("kernel")
+    names = [kernel._file("(float32*)"), kernel._file("(float64*)"), cache.KernelCache("other")._file("(float32*)")]
+    for module in (cache.numba, cache.llvmlite):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__version__", "0.0")
+            names.append(kernel._file("(float32*)"))
+    package = tmp_path / "cpunorm"
+    shutil.copytree(Path(cpunorm.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    monkeypatch.setattr(cache, "__file__", str(package / "jit" / "cache.py"))
+    monkeypatch.setattr(cache, "_sources", cache._sources.__wrapped__)
+    assert kernel._file("(float32*)") == names[0]  # the same sources elsewhere
+    for file in ("jit/stages.py", "program.py"):
+        with (package / file).open("a") as source:
+            source.write("\n")
+        names.append(kernel._file("(float32*)"))
+    assert len(set(names)) == len(names) == 7
+
+
+def test_without_a_home(monkeypatch):
+    """A user whom the system does not know, in a container: what is beside the package is left."""
+    from cpunorm import machine
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    known = machine.cache_folders.__wrapped__()
+    assert known[1:] == (Path.home() / ".cache" / "cpunorm",)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert machine.cache_folders.__wrapped__() == known[:1]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert machine.cache_folders.__wrapped__() == (known[0], Path("/somewhere/cpunorm"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users here")
+@pytest.mark.parametrize(
+    ("uid", "mode", "why"),
+    [
+        (1, 0o755, None),
+        (0, 0o755, None),
+        (2, 0o755, None),
+        (3, 0o755, "another user (uid 3)"),
+        (1, 0o775, "others may write"),
+        (1, 0o757, "others may write"),
+    ],
+    ids=["ours", "root's", "the package's owner's", "another's", "of a group", "of all"],
+)
+def test_whose_kernels_are_run(uid, mode, why, monkeypatch):
+    from cpunorm import machine
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    monkeypatch.setattr(machine, "Path", lambda _: SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=2)))
+    said = machine.why_not_trusted(SimpleNamespace(st_uid=uid, st_mode=mode))
+    assert said is None if why is None else why in said
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Forks and threads, each in a process of its own: a hang ends by its timeout (of a forked child: by its alarm), and is a failure."""
 
+import importlib.metadata
 import os
 
 import pytest
@@ -68,6 +69,43 @@ def test_forks_while_threads_compute(run, pool):
     assert (
         run(f"BACKEND = {backend!r}\n" + FROM_A_THREAD, **environment).splitlines()[-1] == "done"
     )  # Numba's TBB says that it could not join threads
+
+
+# Another one holds TBB while we fork, as a thread does that is about to end, so that Numba cannot shut it down; in the child nobody does.
+HELD = """
+import ctypes
+compute("numba")
+from numba.np.ufunc import tbbpool
+tbb = ctypes.CDLL(tbbpool.__file__)
+handle = ctypes.c_void_p()
+
+def let_go():
+    tbb._ZN3tbb6detail2r18finalizeERNS0_2d121task_scheduler_handleEl(ctypes.byref(handle), ctypes.c_long(0))
+
+for number in range(8):
+    tbb._ZN3tbb6detail2r13getERNS0_2d121task_scheduler_handleE(ctypes.byref(handle))
+    compute("numba")  # whose threads are about to go to sleep
+    pid = os.fork()
+    if not pid:
+        signal.alarm(20)
+        let_go()
+        if number % 2:
+            sys.exit()  # as a child does that goes on to the end of its program
+        os._exit(0 if serially("numba") and ended(child(lambda: serially("numba"))) else 3)
+    let_go()
+    assert ended(pid), number
+print("done")
+"""
+
+
+def test_a_child_ends_where_tbb_was_at_work(run):
+    """Numba shuts TBB down before the child forks, and when it exits, and would wait for threads that the child does not have."""
+    pytest.importorskip("numba")
+    try:
+        importlib.metadata.version("tbb")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("no tbb here")
+    assert run(HELD, NUMBA_THREADING_LAYER="tbb").splitlines()[-1] == "done"
 
 
 LOADED_IN_THE_CHILD = """

@@ -189,6 +189,12 @@ def test_limits(start, again, environment, run, present_backends, tmp_path):
         assert min(seen[len(present_backends) :]) > 1
 
 
+def test_more_threads_than_the_driver_has_room_for(run, native):
+    """It has shares for 1024; OpenMP's own limit holds as well."""
+    code = "assert right(compute('c', threads=100_000)) and own_threads() <= 4, own_threads()\nprint('done')"
+    assert run(code, OMP_THREAD_LIMIT="4") == "done"
+
+
 THREADPOOLCTL = """
 from threadpoolctl import threadpool_limits
 from cpunorm import backends

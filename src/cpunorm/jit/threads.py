@@ -5,7 +5,8 @@ layer      two Python threads at once  a forked child           here
 =========  ==========================  =======================  ===========================================================
 openmp     works                       hangs, if it uses it     the first choice: the driver of the C part, where it was built;
                                                                 a forked child runs serially
-tbb        works                       works                    the second
+tbb        works                       works, may hang as it    the second; a forked child runs serially, and we hold TBB for it
+                                       forks itself or exits
 omp        works                       killed, if it uses it    the third; a forked child runs serially
 workqueue  aborts the process          works                    never: the serial driver, with one warning
 =========  ==========================  =======================  ===========================================================
@@ -19,7 +20,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 import warnings
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -111,7 +114,22 @@ def launch() -> bool:
     Somebody else may have launched another one since `choose`.
     """
     parallel._launch_threads()
-    return _running() is not None
+    layer = _running()
+    if layer == "tbb" and hasattr(os, "register_at_fork"):
+        _hold_tbb_in_children()
+    return layer is not None
+
+
+def _hold_tbb_in_children() -> None:
+    """Before a fork of a forked child, and when it exits, Numba shuts TBB down, which waits forever for threads that were at work when the
+    child was forked. It waits for nobody where somebody else holds TBB (``tbb::task_scheduler_handle``), and so we do.
+    """
+    with suppress(ImportError, AttributeError):  # a TBB that has no such handle
+        from numba.np.ufunc import tbbpool
+
+        hold = ctypes.CDLL(tbbpool.__file__)._ZN3tbb6detail2r13getERNS0_2d121task_scheduler_handleE
+        handle = ctypes.c_void_p()
+        os.register_at_fork(after_in_child=lambda: hold(ctypes.byref(handle)))
 
 
 def pool_size() -> int:
