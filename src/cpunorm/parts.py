@@ -48,10 +48,10 @@ def in_parts(run: Run, prepare: Prepare, x: Array, second: Array | None, out: Ar
         cuts.append(cut)
         parts *= -(-size // cut.length)
         rest = size % cut.length
-        ends = [_part(array, cut, size - rest, rest) for array in (x, second, out)] if rest else ()
+        end = [_part(array, cut, size - rest, rest) for array in (x, second, out)] if rest else []
         x, second, out = (_part(array, cut, 0, cut.length) for array in (x, second, out))
         first = prepare(x, second, out, parts)
-        last = prepare(*ends, parts) if rest else first
+        last = prepare(end[0], end[1], end[2], parts) if rest else first
     values = math.prod(size for role, size in zip(roles, x.shape, strict=True) if role == (CHANNEL if CHANNEL in roles else REDUCED))
     if not cuts or 2 * (8 * first.plan.scratch + gradients * SUMS * values) > 8 * run.plan.scratch:  # type: ignore[attr-defined]
         return run
