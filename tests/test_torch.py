@@ -341,7 +341,7 @@ def test_cpunorm_does_not_import_torch():
 
 def test_without_torch_it_is_named():
     code = "import sys; sys.modules['torch'] = None\ntry:\n import cpunorm.torch\nexcept ImportError as e: print(e)"
-    assert "pip install torch" in python(code)
+    assert "pip install 'cpunorm[torch]'" in python(code)
 
 
 def test_backend_is_c_unless_configured():

@@ -14,7 +14,7 @@ try:
     import torch  # noqa: F401
 except ImportError as problem:
     raise ImportError(
-        f"cpunorm.torch needs PyTorch ({problem}); pip install torch, or any CPU build of it: no extra of cpunorm does"
+        f"cpunorm.torch needs PyTorch ({problem}); a CPU build of it is enough, or pip install 'cpunorm[torch]'", name=problem.name
     ) from problem
 
 from cpunorm.torch.convert import convert, revert
