@@ -37,6 +37,7 @@ SMALL = {
     "ROWS_AT_ONCE": 3,
     "ROW_BYTES": 1 << 9,
     "FEWEST": 2,
+    "CUT_ROWS": 1,
     "MOST": 8,
     "ENTRY_BYTES": 1 << 15,
     "TABLE_BYTES": 1 << 12,

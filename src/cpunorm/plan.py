@@ -23,6 +23,7 @@ PIECE_ROWS = 128  # rows that a partial sum of the gradients of weight and bias 
 ROWS_AT_ONCE, ROW_BYTES = 32, 128 << 10  # the most that go through all steps of a row's gradient together
 FEWEST, MOST = 16, 256  # pieces that a reduction of columns is cut into, if it is large: enough for many cores, and
 ENTRY_BYTES = 512 << 10  # no more, above the fewest, than leave so many bytes of entries, of 24 bytes a column each
+CUT_ROWS = 32  # fewest rows in one of these pieces: its entries take the bytes of six, and are written and read again
 TABLE_BYTES = 1 << 20  # of all tables, above which a call is run in parts (`cpunorm.parts`)
 COUNTED = 512 << 10  # values of a unit in one item of `counts`: each leaves a row of 64-bit sums, for which 8-bit data is little
 PERIOD = 192  # fewest values in a row of coefficients: 3 channels as they stand reach a fifth of the rate
@@ -260,7 +261,7 @@ def reduce(
         period = _period(view) if packed else channels
         total = view.middle * channels
         cut = max(1, max(FEWEST, min(MOST, ENTRY_BYTES // (24 * period))) // (view.outer if view.kept_outer else 1))
-        length = max(-(-total // (cut * period)), piece // period, 1) * period
+        length = max(-(-total // (cut * period)), piece // period, min(CUT_ROWS, -(-total // period)), 1) * period
         pieces = -(-total // length)
         items = view.outer * pieces
         entries = items * period
