@@ -32,8 +32,8 @@ for header in HEADERS:
 ffi.set_source(
     "cpunorm._native",
     "\n".join(f'#include "{header}"' for header in HEADERS),
-    sources=[f"{FOLDER}/{name}.c" for name in ("avx512", "avx2", "sse2", "sets", "driver", "limit")],  # the longest first
-    depends=[f"{FOLDER}/{name}" for name in (*HEADERS, "sets.h", "kernels.c", *INCLUDED)],
+    sources=[f"{FOLDER}/{name}.c" for name in ("avx512", "avx2", "sse2", "sets", "driver", "ready", "limit")],  # the longest first
+    depends=[f"{FOLDER}/{name}" for name in (*HEADERS, "driver.h", "sets.h", "kernels.c", *INCLUDED)],
     include_dirs=[FOLDER],
     libraries=["m"],
     extra_compile_args=[*COMPILE, *OPENMP],

@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 
+#include "driver.h"
 #include "native.h"
-#include "program.h"
 
 typedef void kernel(const step *, void *const *buffers, int64_t lo, int64_t hi);
 
@@ -37,7 +37,7 @@ static int limited(int threads)
  * user of NumPy, so that it cannot move without a new NumPy ABI. Reading it here takes no time; array.ctypes.data takes a microsecond or two. */
 int cpunorm_data_field = 0;
 
-static void *data_of(intptr_t array)
+void *cpunorm_data_of(intptr_t array)
 {
     return array ? *(void **)(array + cpunorm_data_field) : 0;
 }
@@ -89,7 +89,7 @@ static void share_out(const phase *p, const step *steps, int64_t blocks, int thr
 
 /* num_threads is said each time: omp_set_num_threads would change the default of everybody else in this Python thread. One block or one
  * thread does not enter OpenMP, which would wake or make its threads. */
-static void run(const program *head, int threads, void *const *buffers)
+void cpunorm_run_program(const program *head, int threads, void *const *buffers)
 {
     threads = min(limited(threads), MOST_THREADS);
     const step *steps = head->steps;
@@ -110,21 +110,21 @@ void cpunorm_run(intptr_t program_address, int threads, intptr_t x, intptr_t sec
                  intptr_t grad_bias, intptr_t scratch)
 {
     void *const buffers[SLOT_COUNT] = {
-        [X] = data_of(x),
-        [SECOND] = data_of(second),
-        [Y] = data_of(y),
-        [SUM] = data_of(sum),
-        [WEIGHT] = data_of(weight),
-        [BIAS] = data_of(bias),
-        [RUNNING_MEAN] = data_of(running_mean),
-        [RUNNING_VAR] = data_of(running_var),
-        [MEAN] = data_of(mean),
-        [RSTD] = data_of(rstd),
-        [GRAD_WEIGHT] = data_of(grad_weight),
-        [GRAD_BIAS] = data_of(grad_bias),
-        [SCRATCH] = data_of(scratch),
+        [X] = cpunorm_data_of(x),
+        [SECOND] = cpunorm_data_of(second),
+        [Y] = cpunorm_data_of(y),
+        [SUM] = cpunorm_data_of(sum),
+        [WEIGHT] = cpunorm_data_of(weight),
+        [BIAS] = cpunorm_data_of(bias),
+        [RUNNING_MEAN] = cpunorm_data_of(running_mean),
+        [RUNNING_VAR] = cpunorm_data_of(running_var),
+        [MEAN] = cpunorm_data_of(mean),
+        [RSTD] = cpunorm_data_of(rstd),
+        [GRAD_WEIGHT] = cpunorm_data_of(grad_weight),
+        [GRAD_BIAS] = cpunorm_data_of(grad_bias),
+        [SCRATCH] = cpunorm_data_of(scratch),
     };
-    run((const program *)program_address, threads, buffers);
+    cpunorm_run_program((const program *)program_address, threads, buffers);
 }
 
 /* The same where the caller has no arrays but addresses of data (PyTorch's tensors), and no use for the scratch array, which is of
@@ -151,7 +151,7 @@ int cpunorm_run_at(intptr_t program_address, int threads, int64_t scratch, intpt
         [GRAD_BIAS] = (void *)grad_bias,
         [SCRATCH] = tables,
     };
-    run((const program *)program_address, threads, buffers);
+    cpunorm_run_program((const program *)program_address, threads, buffers);
     free(tables);
     return 1;
 }

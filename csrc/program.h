@@ -110,6 +110,22 @@ typedef struct program {
     const step *steps;
 } program;
 
+typedef struct ready {
+    int64_t program;
+    int64_t threads;
+    int64_t scratch;
+    int64_t weight;
+    int64_t bias;
+    int64_t in_place;
+    int64_t expected;
+} ready;
+
+/* Instead of a number of axes, in what a call expects of an array. */
+enum axes {
+    ABSENT = -1,
+    OURS = -2
+};
+
 typedef struct picture {
     int64_t data;
     int64_t row;

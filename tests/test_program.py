@@ -49,7 +49,7 @@ def test_slots():
         assert getattr(tile, name.upper()) == number
 
 
-@pytest.mark.parametrize("name", ["step", "phase", "program", "picture"])
+@pytest.mark.parametrize("name", ["step", "phase", "program", "ready", "picture"])
 def test_structs_are_those_of_c(name, native):
     fields, offsets, size = native.struct_fields(name)
     ours = getattr(program, name.upper())
@@ -58,7 +58,7 @@ def test_structs_are_those_of_c(name, native):
     assert size == ours.itemsize
 
 
-@pytest.mark.parametrize("struct", [program.STEP, program.PHASE, program.PROGRAM, program.PICTURE], ids=lambda struct: struct.names[0])
+@pytest.mark.parametrize("struct", [program.STEP, program.PHASE, program.PROGRAM, program.READY, program.PICTURE], ids=lambda struct: struct.names[0])
 def test_structs_have_no_gaps(struct):
     assert struct.itemsize == 8 * len(struct.names)
     assert all(struct[name] in (np.int64, np.float64) for name in struct.names)

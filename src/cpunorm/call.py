@@ -7,17 +7,19 @@ run. Only what may change between such calls is checked every time: that `out` m
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cpunorm import backends, check, dispatch, settings
+from cpunorm import backends, check, dispatch, ready, settings
 from cpunorm.dispatch import Run
 from cpunorm.layout import View
 from cpunorm.parts import in_parts
 from cpunorm.plan import Data, Plan, Resources
+from cpunorm.program import OURS
+from cpunorm.ready import Ready, Slots
 
 Array = np.ndarray[Any, Any]
 
@@ -139,6 +141,33 @@ def remember(key: Any, prepared: Any) -> Any:
     return prepared
 
 
+def made_before(asked: Any, x: Any) -> list[Ready]:
+    """Calls like this one that C may be able to make."""
+    return find((asked, x.shape)) or [] if type(x) is np.ndarray else []
+
+
+def keep(asked: Any, shape: tuple[int, ...], prepared: Prepared, arrays: Slots, written: Collection[str], *, in_place: bool) -> None:
+    """This call, for the next time, if C can make it."""
+    made = ready.make(prepared.run, prepared, arrays, written, in_place=in_place)
+    if made is None:
+        return
+    key = (asked, shape)
+    before = find(key) or remember(key, [])
+    if len(before) < ready.MOST:
+        before.append(made)
+
+
+def results(prepared: Prepared, x: Array, out: Array | None, stats: bool, total: bool) -> tuple[Any, Any, Any, Any]:
+    """y, mean, rstd and the sum of a forward call; None for what is not asked for."""
+    dtype = dispatch.compute_dtype(x.dtype) if stats else None
+    return (
+        np.empty_like(x) if out is None else out,
+        np.empty(prepared.stats, dtype) if stats and prepared.centred else None,
+        np.empty(prepared.stats, dtype) if stats else None,
+        np.empty(x.shape, x.dtype.newbyteorder("=")) if total else None,
+    )
+
+
 def normalize(
     call: str,
     prepare: Callable[..., Prepared],
@@ -159,6 +188,25 @@ def normalize(
     threads: int | None = None,
 ) -> Any:
     """A forward call: y, or (y, mean, rstd), or (y, rstd), and the sum last where it is asked for."""
+    asked = (call, options, (*map(type, options), type(threads)), activation, backend, threads, settings.current())  # True is 1 as a key
+    for made in made_before(asked, x):
+        y, mean, rstd, total = results(made.prepared, x, out, return_stats, return_sum)
+        if made.run(
+            made.address,
+            id(x),
+            0 if residual is None else id(residual),
+            id(y),
+            0 if total is None else id(total),
+            0 if weight is None else id(weight),
+            0 if bias is None else id(bias),
+            0 if running_mean is None else id(running_mean),
+            0 if running_var is None else id(running_var),
+            0 if mean is None else id(mean),
+            0 if rstd is None else id(rstd),
+            0,
+            0,
+        ):
+            return _present(y, mean, rstd, total)
     if type(x) is not np.ndarray:
         x = check.array(call, "x", x)
     residual, weight, bias = array(call, "residual", residual), array(call, "weight", weight), array(call, "bias", bias)
@@ -167,23 +215,7 @@ def normalize(
     if out is not None:
         out = array(call, "out", out)
         in_place = check.same_place(out, x) or (residual is not None and check.same_place(out, residual))
-    key = (
-        call,
-        options,
-        (*map(type, options), type(threads)),  # True, 1 and 1.0 are one key otherwise
-        of(x),
-        of(weight),
-        of(bias),
-        of(running_mean),
-        of(running_var),
-        of(residual),
-        of(out),
-        in_place,
-        activation,
-        backend,
-        threads,
-        settings.current(),
-    )
+    key = (asked, of(x), of(weight), of(bias), of(running_mean), of(running_var), of(residual), of(out), in_place)
     prepared = find(key)
     if prepared is None:
         request = Request(
@@ -192,24 +224,26 @@ def normalize(
         prepared = remember(key, prepare(request, *options))
     if updates and running_mean is not None:
         check.writeable(call, running_mean=running_mean, running_var=running_var)
-    if out is None:
-        y = np.empty_like(x)
-    else:
+    if out is not None:
         given = (("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var))
         check.out_free(call, out, (("x", x), ("residual", residual), *given), ("x", "residual"))
-        y = out
-    mean = rstd = total = None
-    if return_stats:
-        dtype = dispatch.compute_dtype(x.dtype)
-        mean, rstd = np.empty(prepared.stats, dtype) if prepared.centred else None, np.empty(prepared.stats, dtype)
-    if return_sum:
-        total = np.empty(x.shape, x.dtype.newbyteorder("="))
+    y, mean, rstd, total = results(prepared, x, out, return_stats, return_sum)
     prepared.run(x, residual, y, total, weight, bias, running_mean, running_var, mean, rstd, None, None)
-    if not (return_stats or return_sum):
-        return y
+    written = ("y", "running_mean", "running_var") if updates else ("y",)
+    arrays = (x, residual, y, OURS, weight, bias, running_mean, running_var, OURS, OURS, None, None)
+    keep(asked, x.shape, prepared, arrays, written, in_place=in_place)
     if total is not None and not x.dtype.isnative:
         total = total.byteswap(inplace=True).view(x.dtype)  # no memory: results are written by now
-    return tuple(value for value in (y, mean, rstd, total) if value is not None)
+    return _present(y, mean, rstd, total)
+
+
+def parameter_gradients(prepared: Prepared, x: Array, mean: Array | None, rstd: Array | None) -> tuple[Array | None, Array | None]:
+    """grad_weight where there is an rstd, grad_bias where there is a mean."""
+    dtype = dispatch.compute_dtype(x.dtype)
+    return (
+        None if rstd is None else np.empty(prepared.parameters, dtype),
+        None if mean is None else np.empty(prepared.parameters, dtype),
+    )
 
 
 def gradient(
@@ -227,52 +261,63 @@ def gradient(
     threads: int | None = None,
 ) -> Any:
     """A backward call: (grad_x, grad_weight, grad_bias), (grad_x, grad_weight) where there is no mean, grad_x where there is no rstd."""
+    asked = (call, options, (*map(type, options), type(threads)), backend, threads, settings.current())
+    for made in made_before(asked, x):
+        y = np.empty_like(x) if out is None else out
+        grad_weight, grad_bias = parameter_gradients(made.prepared, x, mean, rstd)
+        if made.run(
+            made.address,
+            id(grad),
+            id(x),
+            id(y),
+            0,
+            0 if weight is None else id(weight),
+            0,
+            0,
+            0,
+            0 if mean is None else id(mean),
+            0 if rstd is None else id(rstd),
+            0 if grad_weight is None else id(grad_weight),
+            0 if grad_bias is None else id(grad_bias),
+        ):
+            return _present(y, grad_weight, grad_bias)
     grad, x = check.array(call, "grad", grad), check.array(call, "x", x)
     mean, rstd, weight = array(call, "mean", mean), array(call, "rstd", rstd), array(call, "weight", weight)
     in_place = False
     if out is not None:
         out = array(call, "out", out)
         in_place = check.same_place(out, grad) or check.same_place(out, x)
-    key = (
-        call,
-        options,
-        (*map(type, options), type(threads)),
-        of(grad),
-        of(x),
-        of(mean),
-        of(rstd),
-        of(weight),
-        of(out),
-        in_place,
-        backend,
-        threads,
-        settings.current(),
-    )
+    key = (asked, of(grad), of(x), of(mean), of(rstd), of(weight), of(out), in_place)
     prepared = find(key)
     if prepared is None:
         check.like(call, "grad", grad, x)
         request = Request(call, grad, x, x, weight, None, None, None, mean, rstd, out, in_place, None, backend, threads)
         prepared = remember(key, prepare(request, *options))
-    if out is None:
-        y = np.empty_like(x)
-    else:
+    if out is not None:
         given = (("grad", grad), ("x", x), ("mean", mean), ("rstd", rstd), ("weight", weight))
         check.out_free(call, out, given, ("grad", "x"))
-        y = out
-    if rstd is None:
-        prepared.run(grad, x, y, None, None, None, None, None, None, None, None, None)
-        return y
+    y = np.empty_like(x) if out is None else out
+    parts = parameter_gradients(prepared, x, mean, rstd)
     dtype = dispatch.compute_dtype(x.dtype)
-    rstd = _packed(rstd, dtype)
-    parts = [np.empty(prepared.parameters, dtype)]
-    if mean is not None:
-        mean = _packed(mean, dtype)
-        parts.append(np.empty(prepared.parameters, dtype))
-    wanted = parts if weight is None or weight.dtype == dtype else [np.empty_like(part, weight.dtype.newbyteorder("=")) for part in parts]
-    prepared.run(grad, x, y, None, weight, None, None, None, mean, rstd, *parts)
-    if wanted is not parts:
-        write(tuple(parts), *wanted)
-    return (y, *wanted)
+    rounded = (
+        []
+        if weight is None or weight.dtype == dtype
+        else [None if part is None else np.empty_like(part, weight.dtype.newbyteorder("=")) for part in parts]
+    )
+    stats = [None if value is None else _packed(value, dtype) for value in (mean, rstd)]
+    prepared.run(grad, x, y, None, weight, None, None, None, *stats, *parts)
+    if rounded:
+        write(parts, *rounded)
+    elif stats[0] is mean and stats[1] is rstd:
+        arrays = (grad, x, y, None, weight, None, None, None, mean, rstd, *(None if part is None else OURS for part in parts))
+        keep(asked, x.shape, prepared, arrays, ("y",), in_place=in_place)
+    return _present(y, *(rounded or parts))
+
+
+def _present(y: Array, *others: Array | None) -> Any:
+    """y, or a tuple of it and those of the others that are there."""
+    found = tuple(value for value in others if value is not None)
+    return (y, *found) if found else y
 
 
 def _packed(statistics: Array, dtype: np.dtype[Any]) -> Array:
@@ -280,7 +325,7 @@ def _packed(statistics: Array, dtype: np.dtype[Any]) -> Array:
     return np.ascontiguousarray(statistics if statistics.flags.aligned else statistics.copy(), dtype)
 
 
-def write(results: tuple[Array, ...], *targets: Array | None) -> None:
+def write(results: tuple[Array | None, ...], *targets: Array | None) -> None:
     """Each rounded once, where it is wanted."""
     with np.errstate(all="ignore"):
         for result, target in zip(results, targets, strict=False):

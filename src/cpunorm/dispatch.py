@@ -25,14 +25,14 @@ PARAMETERS = slice(4, 8)  # of the slots: weight, bias, running_mean, running_va
 class Runner:
     """A plan linked with a backend: runs on arrays as they are."""
 
-    __slots__ = ("_bias", "_driver", "_filled", "_threads", "_weight", "address", "plan", "program", "room", "scratch")
+    __slots__ = ("_bias", "_filled", "_threads", "_weight", "address", "driver", "plan", "program", "room", "scratch")
 
     def __init__(self, plan: Plan, backend: str, dtype: str) -> None:
         module = backends.compiled(backend)
         self.plan = plan
         # Tables are float64 whatever the data is: their kernels have one dtype.
         self.program = plan.link(lambda name: module.address(name, "float64" if name in ("fold_moments", "fold_sums") else dtype))
-        self._driver, self._threads = module.driver(plan.threads)
+        self.driver, self._threads = module.driver(plan.threads)
         self.address = self.program.address
         self.scratch = plan.scratch
         self.room = 8 * plan.scratch  # bytes that a call allocates
@@ -57,7 +57,7 @@ class Runner:
     ) -> Array:
         """Run on these arrays; returns the scratch array with the tables."""
         scratch = np.empty(self.scratch)
-        self._driver(
+        self.driver(
             self.address,
             self._threads,
             id(x),
@@ -77,7 +77,7 @@ class Runner:
         return scratch
 
     def addressed(self) -> tuple[int, int, int, int, int]:
-        """What `cpunorm_run_at` takes instead of arrays: program, threads, scratch; and where a weight and a bias are for who has none."""
+        """What C takes that finds the arrays itself: program, threads, scratch; and where a weight and a bias are for who has none."""
         weight, bias = (array.ctypes.data for array in self._filled) if self._filled else (0, 0)
         return self.address, self._threads, self.scratch, weight, bias
 

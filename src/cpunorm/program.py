@@ -108,6 +108,16 @@ PHASE_INTEGERS = (
     "count",
 )
 PROGRAM_INTEGERS = ("phases", "phase_count", "steps")  # addresses and a length
+READY_INTEGERS = (
+    "program",  # address
+    "threads",
+    "scratch",  # float64 values that the tables take
+    "weight",  # addresses of what stands for a weight and a bias that are not there
+    "bias",
+    "in_place",  # y is x or second
+    "expected",  # address: of each slot but scratch the number of axes (or ABSENT, OURS), dtype, flags, size of an element, shape, strides
+)
+ABSENT, OURS = -1, -2  # no array; one that the caller has just made
 PICTURE_INTEGERS = (
     "data",  # address of the first pixel that is read
     "row",  # bytes from one row to the next,
@@ -125,6 +135,7 @@ PICTURE_INTEGERS = (
 STEP = np.dtype([(n, np.int64) for n in STEP_INTEGERS] + [(n, np.float64) for n in STEP_FLOATS])
 PHASE = np.dtype([(n, np.int64) for n in PHASE_INTEGERS])
 PROGRAM = np.dtype([(n, np.int64) for n in PROGRAM_INTEGERS])
+READY = np.dtype([(n, np.int64) for n in READY_INTEGERS])
 PICTURE = np.dtype([(n, np.int64) for n in PICTURE_INTEGERS])
 
 
