@@ -58,7 +58,9 @@ def test_structs_are_those_of_c(name, native):
     assert size == ours.itemsize
 
 
-@pytest.mark.parametrize("struct", [program.STEP, program.PHASE, program.PROGRAM, program.READY, program.PICTURE], ids=lambda struct: struct.names[0])
+@pytest.mark.parametrize(
+    "struct", [program.STEP, program.PHASE, program.PROGRAM, program.READY, program.PICTURE], ids=lambda struct: struct.names[0]
+)
 def test_structs_have_no_gaps(struct):
     assert struct.itemsize == 8 * len(struct.names)
     assert all(struct[name] in (np.int64, np.float64) for name in struct.names)
