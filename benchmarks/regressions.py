@@ -33,7 +33,7 @@ def slow(kind):
         if kind == "a thread less":
             self._threads = max(self._threads - 1, 1)
             return
-        driver = self._driver
+        driver = self.driver
 
         def sleepy(*arguments):
             start = time.perf_counter()
@@ -42,7 +42,7 @@ def slow(kind):
             while time.perf_counter() < end + SLEEP * (end - start):  # time.sleep takes 60 us more than it is told
                 pass
 
-        self._driver = sleepy
+        self.driver = sleepy
 
     Runner.__init__ = init
 
