@@ -24,11 +24,11 @@ int cpunorm_run_at(intptr_t program, int threads, int64_t scratch, intptr_t x, i
                    intptr_t weight, intptr_t bias, intptr_t running_mean, intptr_t running_var, intptr_t mean, intptr_t rstd,
                    intptr_t grad_weight, intptr_t grad_bias);
 
-/* ready.c; `prepared` is the address of a struct ready */
+/* ready.c; `prepared` is the address of a struct ready, `arguments` id(tuple) */
 extern intptr_t cpunorm_array_type;
-int cpunorm_run_ready(intptr_t prepared, intptr_t x, intptr_t second, intptr_t y, intptr_t sum, intptr_t weight, intptr_t bias,
-                      intptr_t running_mean, intptr_t running_var, intptr_t mean, intptr_t rstd, intptr_t grad_weight,
-                      intptr_t grad_bias);
+extern intptr_t cpunorm_none;
+extern int cpunorm_items_field;
+int cpunorm_run_ready(intptr_t prepared, intptr_t arguments);
 
 /* limit.c */
 void cpunorm_copy(intptr_t stage, float *to, const float *from, int64_t count, int64_t repeat, int threads);

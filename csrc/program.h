@@ -118,6 +118,7 @@ typedef struct ready {
     int64_t bias;
     int64_t in_place;
     int64_t expected;
+    int64_t options;
 } ready;
 
 /* Instead of a number of axes, in what a call expects of an array. */

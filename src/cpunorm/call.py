@@ -19,7 +19,7 @@ from cpunorm.layout import View
 from cpunorm.parts import in_parts
 from cpunorm.plan import Data, Plan, Resources
 from cpunorm.program import OURS
-from cpunorm.ready import Ready, Slots
+from cpunorm.ready import Slots
 
 Array = np.ndarray[Any, Any]
 
@@ -141,14 +141,18 @@ def remember(key: Any, prepared: Any) -> Any:
     return prepared
 
 
-def made_before(asked: Any, x: Any) -> list[Ready]:
-    """Calls like this one that C may be able to make."""
-    return find((asked, x.shape)) or [] if type(x) is np.ndarray else []
-
-
-def keep(asked: Any, shape: tuple[int, ...], prepared: Prepared, arrays: Slots, written: Collection[str], *, in_place: bool) -> None:
-    """This call, for the next time, if C can make it."""
-    made = ready.make(prepared.run, prepared, arrays, written, in_place=in_place)
+def keep(
+    asked: Any,
+    shape: tuple[int, ...],
+    types: tuple[type, ...],
+    prepared: Prepared,
+    arrays: Slots,
+    written: Collection[str],
+    *,
+    in_place: bool,
+) -> None:
+    """This call, for the next time, if C can make it. (Before it runs: what fails here fails before anything is written.)"""
+    made = ready.make(prepared, arrays, types, written, in_place=in_place)
     if made is None:
         return
     key = (asked, shape)
@@ -188,25 +192,14 @@ def normalize(
     threads: int | None = None,
 ) -> Any:
     """A forward call: y, or (y, mean, rstd), or (y, rstd), and the sum last where it is asked for."""
-    asked = (call, options, (*map(type, options), type(threads)), activation, backend, threads, settings.current())  # True is 1 as a key
-    for made in made_before(asked, x):
-        y, mean, rstd, total = results(made.prepared, x, out, return_stats, return_sum)
-        if made.run(
-            made.address,
-            id(x),
-            0 if residual is None else id(residual),
-            id(y),
-            0 if total is None else id(total),
-            0 if weight is None else id(weight),
-            0 if bias is None else id(bias),
-            0 if running_mean is None else id(running_mean),
-            0 if running_var is None else id(running_var),
-            0 if mean is None else id(mean),
-            0 if rstd is None else id(rstd),
-            0,
-            0,
-        ):
-            return _present(y, mean, rstd, total)
+    asked = (call, options, activation, backend, threads, settings.current())
+    if type(x) is np.ndarray and (before := find((asked, x.shape))):
+        y, mean, rstd, total = results(before[0].prepared, x, out, return_stats, return_sum)  # of the same shapes in all
+        arguments = (x, residual, y, total, weight, bias, running_mean, running_var, mean, rstd, None, None, options, threads)
+        for run, address, _, _ in before:
+            if run(address, id(arguments)):
+                return _present(y, mean, rstd, total) if return_stats or return_sum else y
+        del y, mean, rstd, total, arguments
     if type(x) is not np.ndarray:
         x = check.array(call, "x", x)
     residual, weight, bias = array(call, "residual", residual), array(call, "weight", weight), array(call, "bias", bias)
@@ -215,23 +208,26 @@ def normalize(
     if out is not None:
         out = array(call, "out", out)
         in_place = check.same_place(out, x) or (residual is not None and check.same_place(out, residual))
-    key = (asked, of(x), of(weight), of(bias), of(running_mean), of(running_var), of(residual), of(out), in_place)
+    types = (*map(type, options), type(threads))  # True, 1 and 1.0 are one key otherwise
+    key = (asked, types, of(x), of(weight), of(bias), of(running_mean), of(running_var), of(residual), of(out), in_place)
     prepared = find(key)
-    if prepared is None:
+    new = prepared is None
+    if new:
         request = Request(
             call, x, residual, x, weight, bias, running_mean, running_var, None, None, out, in_place, activation, backend, threads
         )
-        prepared = remember(key, prepare(request, *options))
+        prepared = prepare(request, *options)
     if updates and running_mean is not None:
         check.writeable(call, running_mean=running_mean, running_var=running_var)
     if out is not None:
         given = (("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var))
         check.out_free(call, out, (("x", x), ("residual", residual), *given), ("x", "residual"))
     y, mean, rstd, total = results(prepared, x, out, return_stats, return_sum)
+    if new:
+        written = ("y", "running_mean", "running_var") if updates else ("y",)
+        arrays = (x, residual, y, OURS, weight, bias, running_mean, running_var, OURS, OURS, None, None)
+        keep(asked, x.shape, types, remember(key, prepared), arrays, written, in_place=in_place)
     prepared.run(x, residual, y, total, weight, bias, running_mean, running_var, mean, rstd, None, None)
-    written = ("y", "running_mean", "running_var") if updates else ("y",)
-    arrays = (x, residual, y, OURS, weight, bias, running_mean, running_var, OURS, OURS, None, None)
-    keep(asked, x.shape, prepared, arrays, written, in_place=in_place)
     if total is not None and not x.dtype.isnative:
         total = total.byteswap(inplace=True).view(x.dtype)  # no memory: results are written by now
     return _present(y, mean, rstd, total)
@@ -261,38 +257,29 @@ def gradient(
     threads: int | None = None,
 ) -> Any:
     """A backward call: (grad_x, grad_weight, grad_bias), (grad_x, grad_weight) where there is no mean, grad_x where there is no rstd."""
-    asked = (call, options, (*map(type, options), type(threads)), backend, threads, settings.current())
-    for made in made_before(asked, x):
+    asked = (call, options, backend, threads, settings.current())
+    if type(x) is np.ndarray and (before := find((asked, x.shape))):
         y = np.empty_like(x) if out is None else out
-        grad_weight, grad_bias = parameter_gradients(made.prepared, x, mean, rstd)
-        if made.run(
-            made.address,
-            id(grad),
-            id(x),
-            id(y),
-            0,
-            0 if weight is None else id(weight),
-            0,
-            0,
-            0,
-            0 if mean is None else id(mean),
-            0 if rstd is None else id(rstd),
-            0 if grad_weight is None else id(grad_weight),
-            0 if grad_bias is None else id(grad_bias),
-        ):
-            return _present(y, grad_weight, grad_bias)
+        grad_weight, grad_bias = parameter_gradients(before[0].prepared, x, mean, rstd)  # of the same shapes in all
+        arguments = (grad, x, y, None, weight, None, None, None, mean, rstd, grad_weight, grad_bias, options, threads)
+        for run, address, _, _ in before:
+            if run(address, id(arguments)):
+                return _present(y, grad_weight, grad_bias)
+        del y, grad_weight, grad_bias, arguments
     grad, x = check.array(call, "grad", grad), check.array(call, "x", x)
     mean, rstd, weight = array(call, "mean", mean), array(call, "rstd", rstd), array(call, "weight", weight)
     in_place = False
     if out is not None:
         out = array(call, "out", out)
         in_place = check.same_place(out, grad) or check.same_place(out, x)
-    key = (asked, of(grad), of(x), of(mean), of(rstd), of(weight), of(out), in_place)
+    types = (*map(type, options), type(threads))
+    key = (asked, types, of(grad), of(x), of(mean), of(rstd), of(weight), of(out), in_place)
     prepared = find(key)
-    if prepared is None:
+    new = prepared is None
+    if new:
         check.like(call, "grad", grad, x)
         request = Request(call, grad, x, x, weight, None, None, None, mean, rstd, out, in_place, None, backend, threads)
-        prepared = remember(key, prepare(request, *options))
+        prepared = prepare(request, *options)
     if out is not None:
         given = (("grad", grad), ("x", x), ("mean", mean), ("rstd", rstd), ("weight", weight))
         check.out_free(call, out, given, ("grad", "x"))
@@ -305,12 +292,14 @@ def gradient(
         else [None if part is None else np.empty_like(part, weight.dtype.newbyteorder("=")) for part in parts]
     )
     stats = [None if value is None else _packed(value, dtype) for value in (mean, rstd)]
+    if new:
+        remember(key, prepared)
+        if not rounded and stats[0] is mean and stats[1] is rstd:
+            arrays = (grad, x, y, None, weight, None, None, None, mean, rstd, *(None if part is None else OURS for part in parts))
+            keep(asked, x.shape, types, prepared, arrays, ("y",), in_place=in_place)
     prepared.run(grad, x, y, None, weight, None, None, None, *stats, *parts)
     if rounded:
         write(parts, *rounded)
-    elif stats[0] is mean and stats[1] is rstd:
-        arrays = (grad, x, y, None, weight, None, None, None, mean, rstd, *(None if part is None else OURS for part in parts))
-        keep(asked, x.shape, prepared, arrays, ("y",), in_place=in_place)
     return _present(y, *(rounded or parts))
 
 

@@ -119,7 +119,8 @@ def normalize(
     -------
     y : array of x's shape, dtype and memory order
     """
-    return call.normalize("normalize", _prepare_normalize, (p, dim, eps), x, out=out, backend=backend, threads=threads)
+    options = (p, eps, *(dim if isinstance(dim, tuple) else (dim,)))
+    return call.normalize("normalize", _prepare_normalize, options, x, out=out, backend=backend, threads=threads)
 
 
 def normalize_backward(
@@ -141,14 +142,15 @@ def normalize_backward(
     -------
     grad_x
     """
-    return call.gradient("normalize_backward", _prepare_normalize, (p, dim, eps), grad, x, out=out, backend=backend, threads=threads)
+    options = (p, eps, *(dim if isinstance(dim, tuple) else (dim,)))
+    return call.gradient("normalize_backward", _prepare_normalize, options, grad, x, out=out, backend=backend, threads=threads)
 
 
-def _prepare_normalize(request: Request, p: float, dim: Any, eps: float) -> Prepared:
+def _prepare_normalize(request: Request, p: float, eps: float, *dim: Any) -> Prepared:
     name, x = request.call, request.x
     request.check()
     p, eps = check.number(name, "p", p), check.number(name, "eps", eps)
-    axes = check.reduced_axes(name, dim, x.ndim, "dim")
+    axes = check.reduced_axes(name, dim[0] if len(dim) == 1 else dim, x.ndim, "dim")  # (None is all)
     check.norm_exists(name, p, x.shape, axes)
     roles = "".join(REDUCED if axis in axes else KEPT for axis in range(x.ndim))
 

@@ -397,7 +397,8 @@ def depth_phase(
     """
     if units < 4 * threads or unit_bytes > caches.l3 // (4 * threads):
         return None  # too few units to share out, or none fits
-    part = min(max(1, PART_BYTES // unit_bytes, -(-STRETCH // stretch)), -(-units // (4 * threads)))
+    most = -(-units // (4 * threads)) if threads > 1 else units  # short units are reduced several at once
+    part = min(max(1, PART_BYTES // unit_bytes, -(-STRETCH // stretch)), most)
     block = max(1, _block(units, unit_bytes, threads) // part) * part
     next_part = part if part < block else block * threads  # the same thread's
     return Phase(units, block, tuple(_fetching(step, next_part * apart) for step in steps), part)

@@ -115,7 +115,8 @@ READY_INTEGERS = (
     "weight",  # addresses of what stands for a weight and a bias that are not there
     "bias",
     "in_place",  # y is x or second
-    "expected",  # address: of each slot but scratch the number of axes (or ABSENT, OURS), dtype, flags, size of an element, shape, strides
+    "expected",  # address: of each slot but scratch the number of axes (or ABSENT, OURS), type, flags, size of an element, shape, strides;
+    "options",  # then the types of so many options, and of the number of threads
 )
 ABSENT, OURS = -1, -2  # no array; one that the caller has just made
 PICTURE_INTEGERS = (

@@ -46,8 +46,22 @@ def layer_norm(
     -------
     y; with `return_stats` mean and rstd, of x's leading axes and then ones; with `return_sum` h
     """
-    return _rows(
-        "layer_norm", True, x, normalized_shape, weight, bias, eps, out, activation, residual, return_stats, return_sum, backend, threads
+    if return_sum:
+        _check_residual("layer_norm", residual)
+    return call.normalize(
+        "layer_norm",
+        _prepare_sizes,
+        (True, eps, *_sizes(normalized_shape)),
+        x,
+        residual,
+        weight,
+        bias,
+        out=out,
+        activation=activation,
+        return_stats=return_stats,
+        return_sum=return_sum,
+        backend=backend,
+        threads=threads,
     )
 
 
@@ -74,38 +88,15 @@ def rms_norm(
     -------
     y; with `return_stats` rstd, of x's leading axes and then ones; with `return_sum` h
     """
-    return _rows(
-        "rms_norm", False, x, normalized_shape, weight, None, eps, out, activation, residual, return_stats, return_sum, backend, threads
-    )
-
-
-def _rows(
-    name: str,
-    centred: bool,
-    x: Any,
-    normalized_shape: Any,
-    weight: Any,
-    bias: Any,
-    eps: Any,
-    out: Any,
-    activation: Any,
-    residual: Any,
-    return_stats: bool,
-    return_sum: bool,
-    backend: Any,
-    threads: Any,
-) -> Any:
-    if return_sum and residual is None:
-        check.fail(ValueError, name, "return_sum expects a residual to sum with; got None")
-    shape = tuple(normalized_shape) if isinstance(normalized_shape, list) else normalized_shape
+    if return_sum:
+        _check_residual("rms_norm", residual)
     return call.normalize(
-        name,
-        _prepare_rows,
-        (centred, shape, eps),
+        "rms_norm",
+        _prepare_sizes,
+        (False, eps, *_sizes(normalized_shape)),
         x,
         residual,
         weight,
-        bias,
         out=out,
         activation=activation,
         return_stats=return_stats,
@@ -113,6 +104,20 @@ def _rows(
         backend=backend,
         threads=threads,
     )
+
+
+def _check_residual(name: str, residual: Any) -> None:
+    if residual is None:
+        check.fail(ValueError, name, "return_sum expects a residual to sum with; got None")
+
+
+def _sizes(normalized_shape: Any) -> Any:
+    """Each is an option of its own, whose type tells True and 1.0 from 1."""
+    return normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
+
+
+def _prepare_sizes(request: Request, centred: bool, eps: float | None, *normalized_shape: Any) -> Prepared:
+    return _prepare_rows(request, centred, normalized_shape, eps)
 
 
 def _prepare_rows(request: Request, centred: bool, normalized_shape: Any, eps: float | None) -> Prepared:
@@ -168,9 +173,9 @@ def layer_norm_backward(
     -------
     grad_x, grad_weight, grad_bias : the latter of `normalized_shape`
     """
-    shape = tuple(normalized_shape) if isinstance(normalized_shape, list) else normalized_shape
+    options = (True, *_sizes(normalized_shape))
     return call.gradient(
-        "layer_norm_backward", _prepare_row_gradient, (shape, True), grad, x, mean, rstd, weight, out=out, backend=backend, threads=threads
+        "layer_norm_backward", _prepare_size_gradient, options, grad, x, mean, rstd, weight, out=out, backend=backend, threads=threads
     )
 
 
@@ -193,10 +198,14 @@ def rms_norm_backward(
     -------
     grad_x, grad_weight
     """
-    shape = tuple(normalized_shape) if isinstance(normalized_shape, list) else normalized_shape
+    options = (False, *_sizes(normalized_shape))
     return call.gradient(
-        "rms_norm_backward", _prepare_row_gradient, (shape, False), grad, x, None, rstd, weight, out=out, backend=backend, threads=threads
+        "rms_norm_backward", _prepare_size_gradient, options, grad, x, None, rstd, weight, out=out, backend=backend, threads=threads
     )
+
+
+def _prepare_size_gradient(request: Request, centred: bool, *normalized_shape: Any) -> Prepared:
+    return _prepare_row_gradient(request, normalized_shape, centred)
 
 
 def _prepare_row_gradient(request: Request, normalized_shape: Any, centred: bool) -> Prepared:
