@@ -49,6 +49,7 @@ RESNET_SHAPES = [(n, c, s, s) for n in (32, 1) for c, s in RESNET if (n, c, s) !
 YOLO = [(1, 3, 640, 640), (16, 32, 320, 320), (1, 32, 320, 320)]
 ODD = [(7, 37, 45, 83), (4, 3, 513, 511)]
 DIFFUSION = [(2, 320, 64, 64), (16, 320, 64, 64)]
+SMALL = [("batch_norm inference", (1, 8, 4, 4)), ("batch_norm inference", (1, 64, 7, 7)), ("layer_norm", (4, 64))]
 ROWS = [(32, 197, 768), (1, 197, 768), (4096, 4096)]
 
 
@@ -87,7 +88,7 @@ def cases() -> list[Case]:
         for dtype in ("float16", "bfloat16"):
             found += [Case(name, shape, dtype=dtype, torch=1.4) for shape in [(32, 197, 768), (4096, 4096)]]
         found += [Case(f"{name}_backward", shape, torch=1) for shape in [(32, 197, 768), (4096, 4096)]]
-    return found
+    return found + [Case(name, shape, torch=1.3) for name, shape in SMALL]
 
 
 def aligned_like(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -52,8 +52,11 @@ class Operation:
 
     def call(self, inputs: Inputs, **options: Any) -> tuple[Array, ...]:
         """Our results, then what the call changed."""
-        result = self.function(**inputs, **options)
-        results = result if isinstance(result, tuple) else (result,)
+        return self.results(self.function(**inputs, **options), inputs)
+
+    def results(self, given: Any, inputs: Inputs) -> tuple[Array, ...]:
+        """What the function returned as a tuple, then what the call changed."""
+        results = given if isinstance(given, tuple) else (given,)
         return (*results, *(inputs[name] for name in self.updates if inputs.get(name) is not None))
 
     def tolerance(self, inputs: Inputs) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -51,7 +52,7 @@ def backend(row: Operation, inputs: Inputs, name: str, threads: int, out: Array)
     options: dict[str, Any] = {"backend": name, "threads": threads}
     if row.takes_out:
         options["out"] = out
-    return Contestant(name, lambda: row.call(inputs, **options), tuple, row.tolerance(inputs))
+    return Contestant(name, partial(row.function, **inputs, **options), lambda given: row.results(given, inputs), row.tolerance(inputs))
 
 
 def numpy(row: Operation, inputs: Inputs) -> Contestant | None:
