@@ -15,7 +15,7 @@
 
 enum {
     BLOCK = 4096,      /* values read twice in a row by moments_runs: 16 KB of float, half of the smallest L1 */
-    BRIEF = 512,       /* values of a unit that is summed with others, a lane each: totals and divisions take as long as 30 vectors */
+    BRIEF = 1024,      /* values of a unit that is summed with others, a lane each: totals and divisions take as long as 30 vectors */
     CHUNK = BLOCK / 4, /* values of g and of x between two additions of sums_runs in double */
     TILE = 256,        /* values between load and store of the affine: streaming wants them fine (benchmarks/tile.py) */
     STRIP = 512,       /* columns that a reduction of columns accumulates at once, on the stack */

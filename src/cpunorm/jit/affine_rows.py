@@ -33,40 +33,49 @@ def row_affine(x, r, a, weight, bias, training):
 
 
 @inlined
+def row_some(x, r, to, total, q, count, a, has_second, training, target):
+    """`count` values of a row from `q` on."""
+    v = load_some(x, q, count, 0.0)
+    u = load_some(r, q, count, 0.0) if has_second else v
+    if has_second and not training:
+        v = v + u
+        if address(total):
+            store_some(total, q, v, count)
+    weight = load_some(a.weight, q, count, 0.0)
+    bias = splat(x, 0.0) if training else load_some(a.bias, q, count, 0.0)
+    put_some(to, q, row_affine(v, u, a, weight, bias, training), count, target)
+
+
+@inlined
 def row_span(x, r, to, total, n, a, ahead, has_second, training, target):
     """`n` values of a row; `total` (not null) gets x + r."""
     one = lanes(x)
     stride = GROUP * one
     q = START
     head = head_of(to.y, n, target)
+    while q < head:
+        k = min(one, head - q)
+        row_some(x, r, to, total, q, k, a, has_second, training, target)
+        q += k
+    while q + stride <= n:
+        if target == STREAMED or ahead:
+            prefetch_group(x, q, ahead)
+            if has_second:
+                prefetch_group(r, q, ahead)
+        v = load_group(x, q)
+        u = load_group(r, q) if has_second else v
+        if has_second and not training:
+            v = v + u
+            if address(total):
+                store(total, q, v)
+        weight = load_group(a.weight, q)
+        bias = splat_group(x, 0.0) if training else load_group(a.bias, q)
+        put_group(to, q, row_affine(v, u, a, weight, bias, training), target)
+        q += stride
     while q < n:
-        if q >= head and q + stride <= n:
-            if target == STREAMED or ahead:
-                prefetch_group(x, q, ahead)
-                if has_second:
-                    prefetch_group(r, q, ahead)
-            v = load_group(x, q)
-            u = load_group(r, q) if has_second else v
-            if has_second and not training:
-                v = v + u
-                if address(total):
-                    store(total, q, v)
-            weight = load_group(a.weight, q)
-            bias = splat_group(x, 0.0) if training else load_group(a.bias, q)
-            put_group(to, q, row_affine(v, u, a, weight, bias, training), target)
-            q += stride
-        else:
-            k = min(one, (head if q < head else n) - q)
-            some = load_some(x, q, k, 0.0)
-            other = load_some(r, q, k, 0.0) if has_second else some
-            if has_second and not training:
-                some = some + other
-                if address(total):
-                    store_some(total, q, some, k)
-            some_weight = load_some(a.weight, q, k, 0.0)
-            some_bias = splat(x, 0.0) if training else load_some(a.bias, q, k, 0.0)
-            put_some(to, q, row_affine(some, other, a, some_weight, some_bias, training), k, target)
-            q += k
+        k = min(one, n - q)
+        row_some(x, r, to, total, q, k, a, has_second, training, target)
+        q += k
 
 
 def affine_rows(step, buffers, lo, hi):

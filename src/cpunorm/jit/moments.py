@@ -48,7 +48,7 @@ class Unit(NamedTuple):
     last: Any
     stride: Any
     second_stride: Any
-    ahead: Any  # what is fetched meanwhile,
+    ahead: Any  # what is fetched meanwhile, if not 0,
     passed: Any  # and the bit of an index where it is not
 
 
@@ -79,7 +79,7 @@ def sum_block(u, start, count, shift, has_second):
         n = min(u.last - j, left)
         q = 0
         while q + GROUP * width <= n:
-            if not q & u.passed:
+            if u.ahead and not q & u.passed:
                 prefetch_group(x, q, u.ahead)
             d = group_of_values(x, r, q, has_second) - shift
             sums += d

@@ -37,7 +37,7 @@ def add_run(g, x, n, mean, sums, dots, ahead, passed):
     width = lanes(g)
     q = 0
     while q + GROUP * width <= n:
-        if not q & passed:
+        if ahead and not q & passed:
             prefetch_group(g, q, ahead)
             prefetch_group(x, q, ahead)
         u = load_group(g, q)

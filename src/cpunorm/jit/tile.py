@@ -10,7 +10,7 @@ from cpunorm.jit.lowlevel import as_computed, as_float64, as_type_of, at_byte, c
 from cpunorm.program import SLOTS
 
 BLOCK = 4096  # values read twice in a row by a reduction of runs: 16 KB of float32, half of the smallest L1
-BRIEF = 512  # values of a unit that is summed with others, a lane each: totals and divisions take as long as 30 vectors
+BRIEF = 1024  # values of a unit that is summed with others, a lane each: totals and divisions take as long as 30 vectors
 TILE = 256  # values between load and store of the affine: streaming wants them fine (benchmarks/tile.py)
 STRIP = 512  # columns that a reduction of columns accumulates at once, on the stack
 WIDE = 2 * STRIP  # widened rows: one, and one to compare it with
