@@ -198,6 +198,7 @@ class Reduction:
     units: int
     channels: int  # units of an outer index
     unit_size: int  # values of a unit
+    repeats: int = 1  # columns: rows of all channels in a row of entries
 
     @property
     def unit_items(self) -> int:
@@ -254,7 +255,7 @@ def reduce(
         outer = view.outer if view.kept_outer else 1
         units = outer * channels
         entries = items = units * pieces
-        merged, unit_size = pieces, total
+        merged, unit_size, repeats = pieces, total, 1
     else:
         packed = all(view.rows_packed(array) for array in range(1 + data.second))
         channels = view.last
@@ -266,14 +267,14 @@ def reduce(
         items = view.outer * pieces
         entries = items * period
         units = (view.outer if view.kept_outer else 1) * channels
-        merged, unit_size = entries // units, view.size // units
+        merged, unit_size, repeats = entries // units, view.size // units, period // channels
         if packed:
             fields |= {"x_middle": period, "second_middle": period}
         fields |= {"last": period, "total": total}
     fields |= {"ahead": AHEAD, "items": items, "pieces": pieces, "length": length}
     fields |= {"entries": entries, "moments": scratch.take(columns * entries)}
     fields |= {"channels": channels if view.form == "runs" else view.channels, "groups": channels}
-    return Reduction(Step(kernel, fields), merged, units, channels, unit_size)
+    return Reduction(Step(kernel, fields), merged, units, channels, unit_size, repeats)
 
 
 def _period(view: View) -> int:
@@ -286,17 +287,22 @@ def _period(view: View) -> int:
 
 
 def merge_entries(kernel: str, reduction: Reduction, scratch: Scratch, *, columns: int = 3) -> tuple[tuple[Step, ...], dict[str, Value]]:
-    """The fold of entries to units, if a unit has more than one, and where the statistics of the units are."""
+    """The folds of entries to units, if a unit has more than one, and where the statistics of the units are."""
     fields = reduction.step.fields
     if reduction.unit_entries == 1:
         return (), {"statistics": fields["moments"], "units": fields["entries"]}
     where: dict[str, Value] = {"statistics": scratch.take(columns * reduction.units), "units": reduction.units}
     entries = {name: fields[name] for name in ("moments", "entries")}
-    step = Step(
-        kernel,
-        {"items": reduction.units, "channels": reduction.channels, "unit_entries": reduction.unit_entries, **entries, **where},
-    )
-    return (step,), where
+    steps: tuple[Step, ...] = ()
+    merged = reduction.unit_entries
+    if 1 < reduction.repeats < merged:  # rows of entries first, as wide as they are: in rows of 3 channels there is nothing for vectors
+        units, merged = reduction.units * reduction.repeats, reduction.repeats
+        wide: dict[str, Value] = {"statistics": scratch.take(columns * units), "units": units}
+        sizes = {"channels": reduction.channels * reduction.repeats, "unit_entries": reduction.unit_entries // reduction.repeats}
+        steps = (Step(kernel, {"items": units, **sizes, **entries, **wide}),)
+        entries = {"moments": wide["statistics"], "entries": units}
+    sizes = {"channels": reduction.channels, "unit_entries": merged}
+    return (*steps, Step(kernel, {"items": reduction.units, **sizes, **entries, **where})), where
 
 
 def merge_groups(each: int, units: int, where: dict[str, Value], scratch: Scratch) -> tuple[Step, dict[str, Value]]:

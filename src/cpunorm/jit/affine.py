@@ -177,72 +177,119 @@ def to_line(y):
     return TILE - (address(y) & (LINE - 1)) // size_of(y)
 
 
+class Place(NamedTuple):
+    """Where a walk over [outer, middle, last] is: element `pos` of all, the j-th of run (or row) (outer, c); and where it ends."""
+
+    pos: Any
+    end: Any
+    outer: Any
+    c: Any
+    j: Any
+
+
+@inlined
+def place_of(s, lo, hi):
+    """Where a step's item `lo` begins, and `hi`."""
+    pos = lo * s.grain
+    run = pos // s.last
+    outer = run // s.middle
+    return Place(pos, min(hi * s.grain, s.total), outer, run - outer * s.middle, pos - run * s.last)
+
+
+@inlined
+def coefficients_at(row, count, has_second):
+    """Of one run."""
+    center, scale, shift = row[0], row[count], row[2 * count]
+    if has_second:
+        return Coefficients(center, scale, shift, row[3 * count], row[4 * count])
+    return Coefficients(center, scale, shift, center, scale)
+
+
+@inlined
+def walk_runs(s, at, table, x, second, y, tile, has_second, target):
+    """Spans that are runs, and parts of them at either end. From run to run addresses are added to: of 7x7 planes, these took a third."""
+    n, middle, count, ahead = s.last, s.middle, s.coefficient_count, s.ahead
+    x_middle, second_middle, y_middle = s.x_middle, s.second_middle, s.y_middle
+    pos, end, outer, c, j = at
+    while pos < end:
+        v = offset(x, outer * s.x_outer + c * x_middle)
+        r = offset(second, outer * s.second_outer + c * second_middle)
+        to = offset(y, outer * s.y_outer + c * y_middle)
+        row = offset(table, outer * s.coefficient_outer + c)
+        while c < middle and pos < end:
+            w = min(n - j, end - pos)
+            a = coefficients_at(row, count, has_second)
+            run_span(offset(v, j), offset(r, j), result_of(s, offset(to, j), tile), w, a, ahead, has_second, target)
+            pos += w
+            j = 0
+            c += 1
+            v = offset(v, x_middle)
+            r = offset(r, second_middle)
+            to = offset(to, y_middle)
+            row = offset(row, 1)
+        c = 0
+        outer += 1
+
+
+@inlined
+def walk_tiles(s, at, table, x, second, y, tile, spare, has_second):
+    """Spans that go through tiles, which cross runs where y is packed."""
+    n, packed = s.last, s.packed
+    pos, end, outer, c, j = at
+    to = offset(y, outer * s.y_outer + c * s.y_middle + j)
+    k = to_line(to)
+    while pos < end:
+        k = min(k, end - pos)
+        if not packed:
+            k = min(k, n - j)
+        f = 0
+        while f < k:
+            w = min(n - j, k - f)
+            v = offset(x, outer * s.x_outer + c * s.x_middle + j)
+            r = offset(second, outer * s.second_outer + c * s.second_middle + j)
+            a = coefficients_at(offset(table, outer * s.coefficient_outer + c), s.coefficient_count, has_second)
+            run_span(v, r, result_of(s, to, offset(tile, f)), w, a, s.ahead, has_second, TILED)
+            f += w
+            j += w
+            if j == n:
+                j = 0
+                c += 1
+                if c == s.middle:
+                    c = 0
+                    outer += 1
+        finish(s.activation, spare, tile, to, k, s.streams)
+        pos += k
+        to = offset(to, k) if packed else offset(y, outer * s.y_outer + c * s.y_middle + j)
+        k = TILE if packed else to_line(to)
+
+
+@inlined
+def walk(s, at, table, x, second, y, tile, spare, has_second):
+    """As the results go."""
+    if s.tiled:
+        walk_tiles(s, at, table, x, second, y, tile, spare, has_second)
+    elif s.streams:
+        walk_runs(s, at, table, x, second, y, tile, has_second, STREAMED)
+    else:
+        walk_runs(s, at, table, x, second, y, tile, has_second, DIRECT)
+
+
 def affine_runs(step, buffers, lo, hi):
     """Item = `grain` elements of [outer, middle, last]; a coefficient a run. The same items of each of the `repeat` arrays."""
     s = record(step)
-    n = s.last
-    middle = s.middle
-    coefficient_outer, coefficient_count = s.coefficient_outer, s.coefficient_count
-    packed, has_second, streams, tiled, ahead = s.packed, s.has_second, s.streams, s.tiled, s.ahead
-    activation = s.activation
     table = coefficients(s, buffers)
     tile = stack(TILE, table)
     spare = stack(TILE, table)
-    first = lo * s.grain
-    end = min(hi * s.grain, s.total)
+    at = place_of(s, lo, hi)
     for repeat in range(s.repeat):
         x = offset(buffers[X], repeat * s.x_repeat)
         second = offset(buffers[SECOND], repeat * s.second_repeat)
         y = offset(buffers[Y], repeat * s.y_repeat)
-        pos = first
-        run = pos // n
-        j = pos - run * n
-        outer = run // middle
-        c = run - outer * middle
-        to = offset(y, outer * s.y_outer + c * s.y_middle + j)
-        k = to_line(to)
-        while pos < end:
-            k = min(k, end - pos)
-            if not tiled or not packed:
-                k = min(k, n - j) if tiled else min(n - j, end - pos)
-            f = 0
-            while f < k:
-                w = min(n - j, k - f)
-                v = offset(x, outer * s.x_outer + c * s.x_middle + j)
-                r = offset(second, outer * s.second_outer + c * s.second_middle + j)
-                result = result_of(s, to, offset(tile, f))
-                i = outer * coefficient_outer + c
-                center, scale, shift = table[i], table[i + coefficient_count], table[i + 2 * coefficient_count]
-                if has_second:
-                    a = Coefficients(center, scale, shift, table[i + 3 * coefficient_count], table[i + 4 * coefficient_count])
-                    if tiled:
-                        run_span(v, r, result, w, a, ahead, YES, TILED)
-                    elif streams:
-                        run_span(v, r, result, w, a, ahead, YES, STREAMED)
-                    else:
-                        run_span(v, r, result, w, a, ahead, YES, DIRECT)
-                else:
-                    a = Coefficients(center, scale, shift, center, scale)
-                    if tiled:
-                        run_span(v, r, result, w, a, ahead, NO, TILED)
-                    elif streams:
-                        run_span(v, r, result, w, a, ahead, NO, STREAMED)
-                    else:
-                        run_span(v, r, result, w, a, ahead, NO, DIRECT)
-                f += w
-                j += w
-                if j == n:
-                    j = 0
-                    c += 1
-                    if c == middle:
-                        c = 0
-                        outer += 1
-            if tiled:
-                finish(activation, spare, tile, to, k, streams)
-            pos += k
-            to = offset(to, k) if packed else offset(y, outer * s.y_outer + c * s.y_middle + j)
-            k = TILE if packed else to_line(to)
-    if streams:
+        if s.has_second:
+            walk(s, at, table, x, second, y, tile, spare, YES)
+        else:
+            walk(s, at, table, x, second, y, tile, spare, NO)
+    if s.streams:
         fence()
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from cpunorm.jit.affine import DIRECT, NO, START, STREAMED, TILED, YES, finish, head_of, put_group, put_some, result_of, to_line
+from cpunorm.jit.affine import DIRECT, NO, START, STREAMED, TILED, YES, finish, head_of, place_of, put_group, put_some, result_of, to_line
 from cpunorm.jit.lowlevel import address, as_computed, fence, inlined, offset, record, stack
 from cpunorm.jit.tile import BIAS, SECOND, SUM, TILE, WEIGHT, X, Y, coefficients
 from cpunorm.jit.vectors import GROUP, lanes, load_group, load_some, prefetch_group, splat, splat_group, store, store_some
@@ -78,75 +78,106 @@ def row_span(x, r, to, total, n, a, ahead, has_second, training, target):
         q += k
 
 
-def affine_rows(step, buffers, lo, hi):
-    """Item = `grain` elements of [outer, middle, last]. A row has a center, a scale and a shift; weight and bias are an element's."""
-    s = record(step)
-    n = s.last
-    middle = s.middle
-    coefficient_count, training = s.coefficient_count, s.training
-    packed, has_second, streams, tiled, ahead = s.packed, s.has_second, s.streams, s.tiled, s.ahead
-    activation = s.activation
+@inlined
+def row_at(row, count, weight, bias, training):
+    """Of one row."""
+    center, scale, shift = row[0], row[count], row[2 * count]
+    if training:
+        return Row(center, scale, shift, row[3 * count], row[4 * count], weight, bias)
+    return Row(center, scale, shift, center, scale, weight, bias)
+
+
+@inlined
+def walk_rows(s, at, table, buffers, tile, has_second, training, target):
+    """Spans that are rows, and parts of them at either end; as `walk_runs`."""
+    n, middle, count, ahead = s.last, s.middle, s.coefficient_count, s.ahead
+    x_middle, second_middle, y_middle = s.x_middle, s.second_middle, s.y_middle
     x, second, y, sums = buffers[X], buffers[SECOND], buffers[Y], buffers[SUM]
     weight, bias = as_computed(buffers[WEIGHT]), as_computed(buffers[BIAS])
-    table = coefficients(s, buffers)
-    tile = stack(TILE, table)
-    spare = stack(TILE, table)
-    pos = lo * s.grain
-    end = min(hi * s.grain, s.total)
-    row = pos // n
-    j = pos - row * n
-    outer = row // middle
-    m = row - outer * middle
-    to = offset(y, outer * s.y_outer + m * s.y_middle + j)
+    pos, end, outer, c, j = at
+    while pos < end:
+        first = outer * middle + c
+        v = offset(x, outer * s.x_outer + c * x_middle)
+        r = offset(second, outer * s.second_outer + c * second_middle)
+        to = offset(y, outer * s.y_outer + c * y_middle)
+        total = offset(sums, first * n) if address(sums) else sums
+        row = offset(table, first)
+        while c < middle and pos < end:
+            w = min(n - j, end - pos)
+            a = row_at(row, count, offset(weight, j), offset(bias, j), training)
+            part = offset(total, j) if address(sums) else sums
+            row_span(offset(v, j), offset(r, j), result_of(s, offset(to, j), tile), part, w, a, ahead, has_second, training, target)
+            pos += w
+            j = 0
+            c += 1
+            v = offset(v, x_middle)
+            r = offset(r, second_middle)
+            to = offset(to, y_middle)
+            total = offset(total, n) if address(sums) else sums
+            row = offset(row, 1)
+        c = 0
+        outer += 1
+
+
+@inlined
+def walk_row_tiles(s, at, table, buffers, tile, spare, has_second, training):
+    """Spans that go through tiles, which cross rows where y is packed; as `walk_tiles`."""
+    n, packed = s.last, s.packed
+    x, second, y, sums = buffers[X], buffers[SECOND], buffers[Y], buffers[SUM]
+    weight, bias = as_computed(buffers[WEIGHT]), as_computed(buffers[BIAS])
+    pos, end, outer, c, j = at
+    to = offset(y, outer * s.y_outer + c * s.y_middle + j)
     k = to_line(to)
     while pos < end:
         k = min(k, end - pos)
-        if not tiled or not packed:
-            k = min(k, n - j) if tiled else min(n - j, end - pos)
+        if not packed:
+            k = min(k, n - j)
         f = 0
         while f < k:
             w = min(n - j, k - f)
-            v = offset(x, outer * s.x_outer + m * s.x_middle + j)
-            r = offset(second, outer * s.second_outer + m * s.second_middle + j)
+            row = outer * s.middle + c
+            v = offset(x, outer * s.x_outer + c * s.x_middle + j)
+            r = offset(second, outer * s.second_outer + c * s.second_middle + j)
             total = offset(sums, row * n + j) if address(sums) else sums
-            result = result_of(s, to, offset(tile, f))
-            center, scale, shift = table[row], table[row + coefficient_count], table[row + 2 * coefficient_count]
-            second_center = table[row + 3 * coefficient_count] if training else center
-            second_scale = table[row + 4 * coefficient_count] if training else scale
-            a = Row(center, scale, shift, second_center, second_scale, offset(weight, j), offset(bias, j))
-            if training:
-                if tiled:
-                    row_span(v, r, result, total, w, a, ahead, YES, YES, TILED)
-                elif streams:
-                    row_span(v, r, result, total, w, a, ahead, YES, YES, STREAMED)
-                else:
-                    row_span(v, r, result, total, w, a, ahead, YES, YES, DIRECT)
-            elif has_second:
-                if tiled:
-                    row_span(v, r, result, total, w, a, ahead, YES, NO, TILED)
-                elif streams:
-                    row_span(v, r, result, total, w, a, ahead, YES, NO, STREAMED)
-                else:
-                    row_span(v, r, result, total, w, a, ahead, YES, NO, DIRECT)
-            elif tiled:
-                row_span(v, r, result, total, w, a, ahead, NO, NO, TILED)
-            elif streams:
-                row_span(v, r, result, total, w, a, ahead, NO, NO, STREAMED)
-            else:
-                row_span(v, r, result, total, w, a, ahead, NO, NO, DIRECT)
+            a = row_at(offset(table, row), s.coefficient_count, offset(weight, j), offset(bias, j), training)
+            row_span(v, r, result_of(s, to, offset(tile, f)), total, w, a, s.ahead, has_second, training, TILED)
             f += w
             j += w
             if j == n:
                 j = 0
-                row += 1
-                m += 1
-                if m == middle:
-                    m = 0
+                c += 1
+                if c == s.middle:
+                    c = 0
                     outer += 1
-        if tiled:
-            finish(activation, spare, tile, to, k, streams)
+        finish(s.activation, spare, tile, to, k, s.streams)
         pos += k
-        to = offset(to, k) if packed else offset(y, outer * s.y_outer + m * s.y_middle + j)
+        to = offset(to, k) if packed else offset(y, outer * s.y_outer + c * s.y_middle + j)
         k = TILE if packed else to_line(to)
-    if streams:
+
+
+@inlined
+def walk_all_rows(s, at, table, buffers, tile, spare, has_second, training):
+    """As the results go."""
+    if s.tiled:
+        walk_row_tiles(s, at, table, buffers, tile, spare, has_second, training)
+    elif s.streams:
+        walk_rows(s, at, table, buffers, tile, has_second, training, STREAMED)
+    else:
+        walk_rows(s, at, table, buffers, tile, has_second, training, DIRECT)
+
+
+def affine_rows(step, buffers, lo, hi):
+    """Item = `grain` elements of [outer, middle, last]. A row has a center, a scale and a shift; weight and bias are an element's."""
+    s = record(step)
+    table = coefficients(s, buffers)
+    tile = stack(TILE, table)
+    spare = stack(TILE, table)
+    at = place_of(s, lo, hi)
+    if s.training:
+        walk_all_rows(s, at, table, buffers, tile, spare, YES, YES)
+    elif s.has_second:
+        walk_all_rows(s, at, table, buffers, tile, spare, YES, NO)
+    else:
+        walk_all_rows(s, at, table, buffers, tile, spare, NO, NO)
+    if s.streams:
         fence()

@@ -134,7 +134,7 @@ def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, count
         m2[q] = 0.0
     if centred:
         top = fetch(x, 0, n, wide)
-        k = min(rows, 8)
+        k = max(1, min(rows // 8, 8))  # of few rows, these are read twice for it
         for r in range(1, k):
             v = fetch(x, r * stride, n, offset(wide, STRIP))
             for q in range(n):
@@ -158,8 +158,9 @@ def strip_moments(x, stride, rows, n, centred, shift, sums, squares, wide, count
     size = np.float64(rows)
     if centred:
         for q in range(n):
-            m2[q] -= mean[q] * mean[q] / size
-            mean[q] = np.float64(near[q]) + mean[q] / size
+            off = mean[q] / size
+            m2[q] -= mean[q] * off
+            mean[q] = np.float64(near[q]) + off
     else:
         for q in range(n):
             mean[q] = 0.0
