@@ -265,7 +265,7 @@ def check(spec, backends=(*COMPILED, "numpy")):
         wanted = Call(spec).wanted()
         for backend in backends:
             first = None
-            for threads in (1, 2, 3) if backend in COMPILED else (1,):
+            for threads in (1, 2, 2, 3) if backend in COMPILED else (1,):  # one of them was made before: see cpunorm.ready
                 with noted(spec, backend, threads):
                     call = Call(spec)
                     results = call.run(backend, threads)

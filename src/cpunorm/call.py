@@ -294,7 +294,7 @@ def gradient(
     stats = [None if value is None else _packed(value, dtype) for value in (mean, rstd)]
     if new:
         remember(key, prepared)
-        if not rounded and stats[0] is mean and stats[1] is rstd:
+        if stats[0] is mean and stats[1] is rstd:  # (a weight that is rounded is copied, which C cannot)
             arrays = (grad, x, y, None, weight, None, None, None, mean, rstd, *(None if part is None else OURS for part in parts))
             keep(asked, x.shape, types, prepared, arrays, ("y",), in_place=in_place)
     prepared.run(grad, x, y, None, weight, None, None, None, *stats, *parts)
