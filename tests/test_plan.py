@@ -358,8 +358,8 @@ def test_parts_of_a_block(make, view, second, threads):
         read = view.size * 4 * (1 + second)
         assert affine["ahead"] >= phase.part * view.last * 4 if 2 * read > CACHES.l3 // 2 else affine["ahead"] == 0
         for step in phase.steps:
-            if step.kernel.startswith(("moments_", "sums_")) and step.kernel != "sums_rows":
-                assert (step.fields["sparse"], step.fields["ahead"]) == (1, affine["ahead"])
+            if step.kernel in ("moments_runs", "sums_runs"):
+                assert (step.fields["sparse"], step.fields["ahead"]) == (1, affine["ahead"] * affine["streams"])
 
 
 @by_case

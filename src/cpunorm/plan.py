@@ -408,14 +408,17 @@ def depth_phase(
     block = max(1, _block(units, unit_bytes, threads) // part) * part
     next_part = part if part < block else block * threads  # the same thread's
     ahead = next_part * apart if fetches(2 * units * unit_bytes, caches) else 0
-    return Phase(units, block, tuple(_fetching(step, ahead) for step in steps), part)
+    return Phase(units, block, tuple(_fetching(step, ahead, bool(steps[-1].fields["streams"])) for step in steps), part)
 
 
-def _fetching(step: Step, ahead: int) -> Step:
-    """A step that fetches meanwhile what comes next: a reduction half of it, the affine the rest, so that memory rests in neither."""
-    if "ahead" not in step.fields:
+def _fetching(step: Step, ahead: int, streams: bool) -> Step:
+    """A step that fetches meanwhile what comes next: the affine; where results stream half of it the reduction, so that memory rests in
+    neither. (One of columns fetches what it reads itself.)
+    """
+    reduces = "moments" in step.fields
+    if "ahead" not in step.fields or (step.kernel.endswith("columns") and reduces):
         return step
-    return Step(step.kernel, {**step.fields, "ahead": ahead, "sparse": int("moments" in step.fields)})
+    return Step(step.kernel, {**step.fields, "ahead": 0 if reduces and not streams else ahead, "sparse": int(reduces)})
 
 
 def fetches(moved: int, caches: Caches) -> bool:
