@@ -20,6 +20,7 @@ from cpunorm.jit.vectors import (
     GROUP,
     REGISTER,
     add_to,
+    first,
     lanes,
     last_lanes,
     load,
@@ -134,10 +135,10 @@ def wide_block_moments(v, centred):
 @inline
 def all_equal(v):
     """Whether a block is constant: its M2 is 0 then, and no square was lost. (Not `centred`, only that of zeros.)"""
-    first = v[0]
+    top = v[0]
     other = 0
     for q in range(v.size):
-        other += v[q] != first
+        other += v[q] != top
     return other == 0
 
 
@@ -194,12 +195,12 @@ def first_shift(u, start, end, has_second):
     j = start - run * u.last
     x = offset(u.x, run * u.stride + j)
     r = offset(u.second, run * u.second_stride + j)
-    first = total_of(load_some(x, 0, 1, 0))
+    shift = first(load_some(x, 0, 1, 0))
     if has_second:
-        first += total_of(load_some(r, 0, 1, 0))
+        shift += first(load_some(r, 0, 1, 0))
     if j + lanes(x) <= u.last and start + lanes(x) <= end:
-        first += total_of(values(x, r, 0, has_second) - first) / lanes(x)
-    return first
+        shift += total_of(values(x, r, 0, has_second) - shift) / lanes(x)
+    return shift
 
 
 @inlined
@@ -222,12 +223,14 @@ def moments_of_few(u, x, x_at, second_at, few, count, centred, has_second, room,
         for i in range(few):
             v = offset(x, np.int64(x_at[i]))
             r = offset(u.second, np.int64(second_at[i]))
-            first = total_of(load_some(v, 0, 1, 0))
-            if has_second:
-                first += total_of(load_some(r, 0, 1, 0))
-            shift[i] = first
             if width <= u.last:
-                store(sums, i * width, values(v, r, 0, has_second) - first)
+                top = values(v, r, 0, has_second)
+                store(sums, i * width, top - first(top))
+            else:
+                top = load_some(v, 0, 1, 0)
+                if has_second:
+                    top += load_some(r, 0, 1, 0)
+            shift[i] = first(top)
         store(shift_at, 0, load(shift_at, 0) + totals(sums) * (shift.dtype.type(1) / shift.dtype.type(width)))
     for i in range(few):
         v = offset(x, np.int64(x_at[i]))
@@ -240,12 +243,13 @@ def moments_of_few(u, x, x_at, second_at, few, count, centred, has_second, room,
     total = view(total_at, 0, width)
     square = view(square_at, 0, width)
     n = np.float64(count)
-    for i in range(width):
+    for i in range(few):  # (of a constant number, LLVM makes no vectors)
         off = np.float64(total[i]) / n
         lost = np.float64(total[i]) * off if centred else 0.0
         mean[i] = np.float64(shift[i]) + off if centred else 0.0
         rest = np.float64(square[i]) - lost
-        m2[i] = -1.0 if lost + lost > np.float64(square[i]) or not in_range(rest) else rest
+        kept = (lost + lost <= np.float64(square[i])) & (rest >= TINY) & (rest < np.inf)  # with `and` it would be no vector
+        m2[i] = rest if kept else -1.0
     for i in range(few):
         if m2[i] == -1.0:
             v = offset(x, np.int64(x_at[i]))

@@ -439,6 +439,16 @@ def total(context: Any, value: Any) -> Any:
 
 
 @intrinsic
+def first(context: Any, value: Any) -> Any:
+    """The first lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], I32(0))
+
+    return value.dtype(value), generate
+
+
+@intrinsic
 def totals(context: Any, pointer: Any) -> Any:
     """The totals of lanes(p) vectors, which lie one after another at p, each in a lane of its own, by the additions of `total`."""
     vector = _vector(pointer, 1)
