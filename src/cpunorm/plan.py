@@ -407,7 +407,7 @@ def depth_phase(
     part = min(max(1, PART_BYTES // unit_bytes, -(-STRETCH // stretch)), most)
     block = max(1, _block(units, unit_bytes, threads) // part) * part
     next_part = part if part < block else block * threads  # the same thread's
-    ahead = next_part * apart if fetches(2 * units * unit_bytes, caches) else 0
+    ahead = next_part * apart if fetches(2 * units * unit_bytes, unit_bytes, caches) else 0
     return Phase(units, block, tuple(_fetching(step, ahead, bool(steps[-1].fields["streams"])) for step in steps), part)
 
 
@@ -421,11 +421,12 @@ def _fetching(step: Step, ahead: int, streams: bool) -> Step:
     return Step(step.kernel, {**step.fields, "ahead": 0 if reduces and not streams else ahead, "sparse": int(reduces)})
 
 
-def fetches(moved: int, caches: Caches) -> bool:
+def fetches(moved: int, unit: int, caches: Caches) -> bool:
     """Whether kernels ask for what they read next: it pays where half of L3 and more is read and written (layer norm of (3152, 768) takes
     two thirds of the time with it); below, the CPU fetches enough by itself, and asking costs a tenth to a fifth (benchmarks/ahead.py).
+    Not where the next unit is more than L2 has room for: the gradient of (32, 64, 112, 112), of 3 MB a channel, takes 1.28 times as long.
     """
-    return moved > caches.l3 // 2
+    return moved > caches.l3 // 2 and unit <= caches.l2
 
 
 def affine_bytes(data: Data) -> int:
