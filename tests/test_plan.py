@@ -382,6 +382,33 @@ def test_pieces_of_columns_are_enough_but_no_more(make, view, second):
 
 
 @by_case
+def test_widened_rows_are_merged_as_wide_as_they_are(make, view, second):
+    """Then their repeats. Entries are [outer, pieces, repeats, channels]; each is merged once."""
+    made = steps(make(view, Data("float32", second), Resources(2, CACHES)))
+    for step in made:
+        if step.kernel not in ("moments_columns", "sums_columns"):
+            continue
+        table, left, width = (step.fields[name] for name in ("moments", "entries", "last"))
+        outer = view.outer if view.kept_outer else 1
+        for channels in (width, view.last):
+            if left == outer * channels:
+                continue
+            (fold,) = (fold.fields for fold in made if fold.kernel.startswith("fold_") and fold.fields.get("moments") == table)
+            assert (fold["channels"], fold["items"], fold["entries"]) == (channels, outer * channels, left)
+            assert fold["items"] * fold["unit_entries"] == left
+            table, left = fold["statistics"], fold["units"]
+        assert left == outer * view.last
+
+
+def test_one_thread_reduces_more_short_units_at_once():
+    """Several leave each other some."""
+    view = runs(128, 4, 49, (196, 49), (196, 49), kept=True)
+    make = FORWARD["instance_norm"][1]
+    parts = [make(view, Data("float32"), Resources(threads, CACHES)).phases[0].part for threads in (1, 2)]
+    assert parts == [plan.PART_BYTES // (49 * 4), 128 * 4 // (4 * 2)]
+
+
+@by_case
 def test_a_second_operand_has_strides(make, view, second):
     """What a step reads of it, it knows the place of; and steps that share a table of coefficients agree on its rows."""
     tables = {}

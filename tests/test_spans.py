@@ -1,11 +1,13 @@
 """The ends of what kernels do in vectors: runs of every length around a vector and a group, every place in a cache line."""
 
+import itertools
+
 import numpy as np
 import pytest
 from helpers import assert_all, assert_close, assert_same_bits, present
 
 import cpunorm as cn
-from cpunorm import call, dispatch, plan, samples
+from cpunorm import call, dispatch, plan, reference, samples
 from cpunorm.machine import Caches
 
 LENGTHS = range(1, 71)  # a group is 16 values of float64 by AVX2, 32 of float32, 64 by AVX-512
@@ -103,6 +105,51 @@ def test_an_activation_ends_where_the_data_ends(form, activation, in_place, comp
             assert_close(out, wanted, rtol=1e-6, atol=1e-6)
             first = out.copy() if first is None else first
             assert_same_bits(out, first)
+            out[...] = GUARD
+            assert (memory == GUARD).all()
+
+
+def inside(values, gap, step=1):
+    """A copy of values (outer, middle, last) with gaps between its runs, which lie one before the other if `step` is -1; and its memory."""
+    outer, middle, last = values.shape
+    memory = np.full((outer, middle + gap, last + gap), GUARD, values.dtype)
+    mine = memory[:, :middle, gap:][:, ::step]
+    mine[...] = values
+    return mine, memory
+
+
+@pytest.mark.parametrize("activation", [None, "hardswish"])
+@pytest.mark.parametrize("form", ["runs", "rows"])
+def test_runs_that_lie_apart(form, activation, in_place, compiled, monkeypatch):
+    """x, residual and result with strides of their own, in items that begin inside a run. Exact: runs of 1 and -1 times a power of 2."""
+    monkeypatch.setattr(plan, "SERIAL_BYTES", 64)
+    rng = np.random.default_rng(7)
+    for name, n in itertools.product(("float32", "float64", "float16"), (500, 700)):
+        shape = (2, 3, n)
+        sign = rng.permuted(np.broadcast_to(np.arange(n) % 2 * 2 - 1, shape), axis=2)
+        size = 2.0 ** np.arange(6).reshape(2, 3, 1)
+        kept = samples.statistics_dtype(name)
+        if form == "rows":
+            weight = rng.integers(-8, 9, n)
+            flips = rng.integers(2, size=shape)
+            x, residual, y = sign * size, -2 * sign * size * flips, sign * (1 - 2 * flips) * weight
+            options = {"normalized_shape": (n,), "weight": weight.astype(kept), "eps": 0.0, "return_sum": True}
+        else:
+            weight, bias = (rng.integers(-8, 9, 3) for _ in range(2))
+            residual = rng.integers(-8, 9, shape)
+            x, y = sign * size, sign * weight[:, None] + bias[:, None] + residual
+            options = {"weight": weight.astype(kept), "bias": bias.astype(kept), "eps": 0.0, "layout": "NCL"}
+        wanted = reference.activate(y.astype(kept), activation).astype(name) if activation else y.astype(name)
+        mine, _ = inside(x.astype(name), 3, -1)
+        other, _ = inside(residual.astype(name), 5)
+        for gap in (0, 9):
+            out, memory = inside(x.astype(name) if in_place else np.full(shape, 7, name), gap)
+            function = cn.rms_norm if form == "rows" else cn.instance_norm
+            given = {**options, "residual": other, "activation": activation, "out": out, "backend": compiled}
+            found = function(out if in_place else mine, **given)
+            assert_close(out.astype(kept), wanted.astype(kept), rtol=4 * np.finfo(name).eps if activation else 0)
+            if form == "rows":
+                assert_same_bits(found[1], (x + residual).astype(name))
             out[...] = GUARD
             assert (memory == GUARD).all()
 
@@ -211,6 +258,33 @@ def test_values_that_begin_far_from_their_mean(shape, dtype, compiled):
     limit = 2 * np.sqrt(1300) * np.finfo(dtype).eps
     assert_close(mean, wide.mean((0, 2)), rtol=0, atol=limit * wide.std())
     assert_close(var, wide.var((0, 2)), rtol=limit)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3), (5, 70, 3), (40, 1, 7), (2, 30_000, 3), (3, 9000, 5), (2, 4096, 96)], ids=str)
+@pytest.mark.parametrize("gap", [0, 1])
+def test_few_channels_last(shape, gap, dtype, compiled):
+    """Moments of rows widened to many times the channels: several pieces, of all samples and of each; some columns have no value."""
+    rng = np.random.default_rng(8)
+    x = rng.normal(100, 1, (shape[0], shape[1] + gap, shape[2])).astype(dtype)[:, : shape[1]]
+    wide = x.astype(np.float64)
+    eps = np.finfo(dtype).eps
+    for axes in ((0, 1), 1):
+        mean, var = cn.mean_var(x, axes, backend=compiled)
+        assert_close(mean, wide.mean(axes), rtol=max(eps / 10, 1e-14))
+        assert_close(var, wide.var(axes), rtol=max(4 * eps, 1e-12), atol=1e-12)
+        assert_same_bits(cn.mean_var(np.full_like(x, 1e30), axes, backend=compiled)[1], np.zeros_like(var))
+
+
+@pytest.mark.parametrize("rows", [8, 64, 700])
+def test_a_first_row_far_from_the_others(rows, dtype, compiled):
+    """Columns are summed as differences from the mean of their first rows: of one row alone, most digits of the variance of 64 are lost."""
+    x = np.random.default_rng(9).normal(size=(rows, 40))
+    x[0] += 1e4
+    x = x.astype(dtype)
+    mean, var = cn.mean_var(x, 0, backend=compiled)
+    wide = x.astype(np.float64)
+    assert_close(var, wide.var(0), rtol=8 * np.finfo(dtype).eps * max(1, rows / 64))
+    assert_close(mean, wide.mean(0), rtol=0, atol=np.finfo(dtype).eps * wide.std())
 
 
 @pytest.mark.parametrize("layout", ["NCL", "NLC"])
