@@ -283,8 +283,9 @@ def test_a_first_row_far_from_the_others(rows, dtype, compiled):
     x = x.astype(dtype)
     mean, var = cn.mean_var(x, 0, backend=compiled)
     wide = x.astype(np.float64)
-    assert_close(var, wide.var(0), rtol=8 * np.finfo(dtype).eps * max(1, rows / 64))
-    assert_close(mean, wide.mean(0), rtol=0, atol=np.finfo(dtype).eps * wide.std())
+    near = max(1, min(rows // 8, 8))  # rows that the shift is the mean of; the squares of d are up to rows / near times those from the mean
+    assert_close(var, wide.var(0), rtol=4 * np.finfo(dtype).eps * rows / near)
+    assert_close(mean, wide.mean(0), rtol=0, atol=2 * np.finfo(dtype).eps * 1e4)  # each of n additions of up to 1e4 rounds, then / n
 
 
 @pytest.mark.parametrize("layout", ["NCL", "NLC"])
